@@ -1,0 +1,111 @@
+//! Tasks, streams and the batches they yield.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+
+/// A few images with their labels, ready for the backbone.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Normalised images, `(B, 3, H, W)`, f32.
+    pub images: Tensor,
+    /// Labels in order of arrival: the first class of the first task is 0.
+    pub labels: Vec<u32>,
+    /// One number per image, unique over training and test set of a stream, the same in every pass.
+    pub ids: Vec<u64>,
+    /// True when the images went through the plain (test) transform: then `ids` determines the pixels.
+    pub plain: bool,
+}
+
+impl Batch {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// True when there is no image in it.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
+
+/// Which pixels a pass over a split sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// The test transform, in stored order.
+    Plain,
+    /// The training transform, shuffled. Everything random is drawn from `(seed, epoch, image)`,
+    /// so a pass is the same for any number of threads and any batch size.
+    Train {
+        /// The run's seed.
+        seed: u64,
+        /// Counts every training pass of the run, over all tasks.
+        epoch: u64,
+    },
+}
+
+/// The batches of one pass; an item is an error when an image cannot be read.
+pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
+
+/// The training or the test part of one task. It can be passed over again and again.
+pub trait Split: Send + Sync {
+    /// Number of images.
+    fn len(&self) -> usize;
+
+    /// True when there is no image in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Labels in stored order, numbered in order of arrival.
+    fn labels(&self) -> &[u32];
+
+    /// The name of the image at `index` in stored order, for the record (a path below the data root).
+    fn name(&self, index: usize) -> String;
+
+    /// One pass in batches of `batch` images; the last one may be smaller.
+    fn batches(&self, view: View, batch: usize) -> Batches<'_>;
+}
+
+/// What a method may know of a task before it sees an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskInfo {
+    /// Position in the stream, from 0.
+    pub index: usize,
+    /// The labels that arrive with this task, consecutive by construction.
+    pub classes: Range<usize>,
+    /// Number of training images.
+    pub train_len: usize,
+    /// Number of test images.
+    pub test_len: usize,
+}
+
+/// One task of a stream.
+#[derive(Clone)]
+pub struct Task {
+    /// Its place and classes.
+    pub info: TaskInfo,
+    /// What may be trained on.
+    pub train: Arc<dyn Split>,
+    /// What it is evaluated on.
+    pub test: Arc<dyn Split>,
+}
+
+/// A sequence of tasks with disjoint classes (class-incremental), numbered in order of arrival.
+#[derive(Clone)]
+pub struct Stream {
+    /// The tasks in order.
+    pub tasks: Vec<Task>,
+    /// `class_names[label]` is the class that arrives as `label`.
+    pub class_names: Vec<String>,
+}
+
+impl Stream {
+    /// Number of classes over all tasks.
+    pub fn classes(&self) -> usize {
+        self.class_names.len()
+    }
+}
