@@ -1,7 +1,32 @@
-//! The seams of candlewick.
+//! The seams of candlewick, a toolkit for continual learning with frozen pretrained vision models.
+//!
+//! Three things meet here and know nothing else of each other: a [`Stream`] of [`Task`]s brings
+//! images, a [`Backbone`] turns them into features, a [`Method`] learns from them. [`run`](run::run)
+//! is the loop around them and [`Report`] what it leaves. A [`Prompt`] is what may be put into a
+//! frozen backbone; [`Prompted`] makes a method of any prompt.
+//!
+//! There are no files, images or network in this crate.
 
+pub mod backbone;
 pub mod error;
+pub mod method;
+pub mod metrics;
+pub mod params;
+pub mod prompt;
+pub mod prompted;
+pub mod report;
+pub mod run;
 pub mod task;
+pub mod train;
 
+pub use backbone::{Backbone, Features, Frozen, Spec};
 pub use error::{Error, Result};
+pub use method::{Method, State};
+pub use metrics::{AccuracyMatrix, Metrics};
+pub use params::{Init, Params};
+pub use prompt::{Cue, Injection, NoPrompt, Op, Position, Prefix, Prompt, Site, Span, Tokens};
+pub use prompted::{Pool, Prompted};
+pub use report::{Cost, Fingerprint, Prediction, Report, Summary};
+pub use run::{Event, Observer, Outcome, RunOptions};
 pub use task::{Batch, Batches, Split, Stream, Task, TaskInfo, View};
+pub use train::{Head, OptimizerKind, Train};

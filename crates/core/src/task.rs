@@ -63,8 +63,9 @@ pub trait Split: Send + Sync {
     /// Labels in stored order, numbered in order of arrival.
     fn labels(&self) -> &[u32];
 
-    /// The name of the image at `index` in stored order, for the record (a path below the data root).
-    fn name(&self, index: usize) -> String;
+    /// The name of the image with this id ([`Batch::ids`]), for the record: a path below the data
+    /// root.
+    fn image_name(&self, id: u64) -> String;
 
     /// One pass in batches of `batch` images; the last one may be smaller.
     fn batches(&self, view: View, batch: usize) -> Batches<'_>;

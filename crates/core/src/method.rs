@@ -1,0 +1,54 @@
+//! What a continual-learning method is.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::task::{Batch, Task, TaskInfo};
+
+/// Named tensors: what a method has learned.
+pub type State = BTreeMap<String, Tensor>;
+
+/// A method sees the tasks in order and can be asked for predictions at any time.
+///
+/// The run calls, for each task: [`begin_task`](Self::begin_task), then [`epochs`](Self::epochs)
+/// passes of [`observe`](Self::observe) over its shuffled training batches, then
+/// [`end_task`](Self::end_task). Methods that need one plain look at the images, such as
+/// prototypes, ask for no epochs and read `task.train` in `end_task`.
+pub trait Method {
+    /// Passes over the training images of a task.
+    fn epochs(&self) -> usize;
+
+    /// Images per training batch; read when there are epochs.
+    fn batch_size(&self) -> usize {
+        1
+    }
+
+    /// A task begins: grow heads and prompts. Depends on `task` and on what was learned so far,
+    /// not on images, since [`restore`](Self::restore) replays it.
+    fn begin_task(&mut self, task: &TaskInfo) -> Result<()>;
+
+    /// One optimiser step; returns the loss, a scalar still on the device.
+    fn observe(&mut self, batch: &Batch) -> Result<Tensor>;
+
+    /// The task's training is over.
+    fn end_task(&mut self, task: &Task) -> Result<()> {
+        let _ = task;
+        Ok(())
+    }
+
+    /// Scores `(B, classes seen)`; the largest of a row is the predicted label. A row depends on
+    /// its own image alone unless a named switch says otherwise.
+    fn predict(&self, batch: &Batch) -> Result<Tensor>;
+
+    /// Trainable values at present.
+    fn trainable(&self) -> usize;
+
+    /// What has been learned, to be saved.
+    fn state(&self) -> Result<State>;
+
+    /// Takes up where [`state`](Self::state) was taken; `tasks` are those already trained, in
+    /// order. Call it on a method that has seen nothing.
+    fn restore(&mut self, tasks: &[TaskInfo], state: &State) -> Result<()>;
+}

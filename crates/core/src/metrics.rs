@@ -1,0 +1,206 @@
+//! Accuracy over a stream, and the numbers papers draw from it.
+
+use serde::{Deserialize, Serialize};
+
+/// `percent[t][i]`: accuracy in percent on the test images of task `i` after training task `t`,
+/// for `i <= t`. Entries above the diagonal, where given, are ignored.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct AccuracyMatrix {
+    /// One row per session.
+    pub percent: Vec<Vec<f64>>,
+    /// Test images of each task.
+    pub test_images: Vec<usize>,
+}
+
+impl AccuracyMatrix {
+    /// Appends the row of one more session; `test_images` covers the tasks of the row.
+    pub fn push(&mut self, row: Vec<f64>, test_images: Vec<usize>) {
+        self.percent.push(row);
+        self.test_images = test_images;
+    }
+
+    /// Number of sessions so far.
+    pub fn sessions(&self) -> usize {
+        self.percent.len()
+    }
+
+    /// `micro_t = Σ_{i≤t} n_i a[t][i] / Σ_{i≤t} n_i`: accuracy over all test images of the classes
+    /// seen, each image counting once.
+    pub fn micro_curve(&self) -> Vec<f64> {
+        let row = |(t, row): (usize, &Vec<f64>)| {
+            let n = &self.test_images[..=t];
+            let hits: f64 = row.iter().zip(n).map(|(a, &n)| a * n as f64).sum();
+            hits / n.iter().sum::<usize>() as f64
+        };
+        self.percent.iter().enumerate().map(row).collect()
+    }
+
+    /// `macro_t = mean_{i≤t} a[t][i]`: each task counting once.
+    pub fn macro_curve(&self) -> Vec<f64> {
+        let rows = self.percent.iter().enumerate();
+        rows.map(|(t, row)| mean(row[..=t].iter().copied()))
+            .collect()
+    }
+
+    /// All single-number metrics.
+    pub fn metrics(&self) -> Metrics {
+        let micro = self.micro_curve();
+        Metrics {
+            average_incremental_accuracy: mean(micro.iter().copied()),
+            last_accuracy_micro: micro.last().copied().unwrap_or(f64::NAN),
+            last_accuracy_macro: self.macro_curve().last().copied().unwrap_or(f64::NAN),
+            forgetting: self.forgetting(),
+            backward_transfer: self.backward_transfer(),
+        }
+    }
+
+    /// `F = mean_{i<T-1} (max_{t≥i} a[t][i] − a[T-1][i])`; never negative, 0 for one task.
+    pub fn forgetting(&self) -> f64 {
+        self.over_old_tasks(|i, last| {
+            let column = self.percent[i..].iter().map(|row| row[i]);
+            column.fold(f64::NEG_INFINITY, f64::max) - last[i]
+        })
+    }
+
+    /// `BWT = mean_{i<T-1} (a[T-1][i] − a[i][i])`; 0 for one task.
+    pub fn backward_transfer(&self) -> f64 {
+        self.over_old_tasks(|i, last| last[i] - self.percent[i][i])
+    }
+
+    fn over_old_tasks(&self, f: impl Fn(usize, &[f64]) -> f64) -> f64 {
+        match self.percent.last() {
+            Some(last) if self.sessions() > 1 => mean((0..self.sessions() - 1).map(|i| f(i, last))),
+            _ => 0.0,
+        }
+    }
+}
+
+/// The numbers a table shows, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Mean of the micro curve over all sessions.
+    pub average_incremental_accuracy: f64,
+    /// Micro accuracy after the last task.
+    pub last_accuracy_micro: f64,
+    /// Macro accuracy after the last task.
+    pub last_accuracy_macro: f64,
+    /// See [`AccuracyMatrix::forgetting`].
+    pub forgetting: f64,
+    /// See [`AccuracyMatrix::backward_transfer`].
+    pub backward_transfer: f64,
+}
+
+impl Metrics {
+    /// Name, value and definition of each metric, in the order of tables.
+    pub fn rows(&self) -> [(&'static str, f64, &'static str); 5] {
+        [
+            (
+                "average_incremental_accuracy",
+                self.average_incremental_accuracy,
+                "mean over sessions t of micro accuracy(t)",
+            ),
+            (
+                "last_accuracy_micro",
+                self.last_accuracy_micro,
+                "correct / all test images of the classes seen, after the last task",
+            ),
+            (
+                "last_accuracy_macro",
+                self.last_accuracy_macro,
+                "mean over tasks of per-task accuracy, after the last task",
+            ),
+            (
+                "forgetting",
+                self.forgetting,
+                "mean over tasks but the last of (best accuracy at or after its session - last accuracy)",
+            ),
+            (
+                "backward_transfer",
+                self.backward_transfer,
+                "mean over tasks but the last of (last accuracy - accuracy when just learned)",
+            ),
+        ]
+    }
+}
+
+/// Arithmetic mean; NaN of nothing.
+pub fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut n) = (0.0, 0usize);
+    for v in values {
+        sum += v;
+        n += 1;
+    }
+    sum / n as f64
+}
+
+/// Sample standard deviation (n − 1); 0 for fewer than two values.
+pub fn std_dev(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let m = mean(values.iter().copied());
+    let sum: f64 = values.iter().map(|v| (v - m).powi(2)).sum();
+    (sum / (values.len() - 1) as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The matrix of `fixtures/protocol`, whose values come from the code of PILOT, Mammoth and
+    /// Avalanche.
+    #[test]
+    fn matches_the_frameworks() {
+        let text = include_str!("../tests/fixtures/protocol_metrics.json");
+        let cases: serde_json::Value = serde_json::from_str(text).unwrap();
+        let case = &cases[0];
+        let matrix = AccuracyMatrix {
+            percent: serde_json::from_value(case["R"].clone()).unwrap(),
+            test_images: serde_json::from_value(case["n_test"].clone()).unwrap(),
+        };
+        let expected = &case["expected"];
+        let list =
+            |key: &str| -> Vec<f64> { serde_json::from_value(expected[key].clone()).unwrap() };
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
+        for (a, b) in matrix.micro_curve().iter().zip(list("micro_curve")) {
+            close(*a, b);
+        }
+        for (a, b) in matrix.macro_curve().iter().zip(list("macro_curve")) {
+            close(*a, b);
+        }
+        assert_eq!(matrix.micro_curve().len(), 4);
+        let metrics = matrix.metrics();
+        close(
+            metrics.average_incremental_accuracy,
+            expected["Abar_micro"].as_f64().unwrap(),
+        );
+        close(
+            metrics.last_accuracy_micro,
+            expected["last_micro"].as_f64().unwrap(),
+        );
+        close(
+            metrics.last_accuracy_macro,
+            expected["last_macro"].as_f64().unwrap(),
+        );
+        close(
+            metrics.forgetting,
+            expected["forgetting_max_all_minus_last"].as_f64().unwrap(),
+        );
+        close(metrics.backward_transfer, expected["bwt"].as_f64().unwrap());
+    }
+
+    #[test]
+    fn one_task_forgets_nothing() {
+        let mut matrix = AccuracyMatrix::default();
+        matrix.push(vec![50.0], vec![4]);
+        let metrics = matrix.metrics();
+        assert_eq!((metrics.forgetting, metrics.backward_transfer), (0.0, 0.0));
+        assert_eq!(metrics.last_accuracy_micro, 50.0);
+    }
+
+    #[test]
+    fn deviation_is_of_the_sample() {
+        assert!((std_dev(&[1.0, 3.0]) - 2f64.sqrt()).abs() < 1e-12);
+        assert_eq!(std_dev(&[1.0]), 0.0);
+    }
+}

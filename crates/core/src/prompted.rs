@@ -1,0 +1,160 @@
+//! The method most papers need: a prompt, a head, a masked loss, an optimiser per task.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::backbone::{Backbone, Features, Frozen};
+use crate::error::{Error, Result};
+use crate::method::{Method, State};
+use crate::params::Params;
+use crate::prompt::{Cue, Prompt};
+use crate::task::{Batch, TaskInfo};
+use crate::train::{Head, Optimizer, Train, masked_cross_entropy};
+
+/// What the head reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// The CLS token.
+    Cls,
+    /// The mean over the outputs of the prompts that stayed to the end (L2P).
+    PromptMean,
+}
+
+/// A prompt on a frozen backbone, trained by cross-entropy over the current task's classes plus
+/// the prompt's own auxiliary loss.
+///
+/// Whoever writes a [`Prompt`] gets training, prediction, saving and resuming from here.
+pub struct Prompted<P> {
+    frozen: Frozen,
+    prompt: P,
+    pool: Pool,
+    head: Head,
+    params: Params,
+    train: Train,
+    current: Option<(TaskInfo, Optimizer)>,
+}
+
+impl<P: Prompt> Prompted<P> {
+    /// `prompt` is made by a closure, which draws its parameters from the seed.
+    pub fn new(
+        backbone: Arc<dyn Backbone>,
+        pool: Pool,
+        train: Train,
+        seed: u64,
+        prompt: impl FnOnce(&dyn Backbone, &mut Params) -> Result<P>,
+    ) -> Result<Self> {
+        train.check()?;
+        let mut params = Params::seeded(seed, backbone.device());
+        let prompt = prompt(backbone.as_ref(), &mut params)?;
+        let head = Head::new(backbone.spec().dim, &mut params)?;
+        Ok(Self {
+            frozen: Frozen::new(backbone),
+            prompt,
+            pool,
+            head,
+            params,
+            train,
+            current: None,
+        })
+    }
+
+    /// The prompt.
+    pub fn prompt(&self) -> &P {
+        &self.prompt
+    }
+
+    /// Prompt and head parameters by name.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// What the head reads, `(B, D)`, and the prompt's auxiliary loss.
+    pub fn features(
+        &self,
+        batch: &Batch,
+        task: Option<usize>,
+        train: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        if !self.prompt.active() {
+            return Ok((self.frozen.query(batch)?, None));
+        }
+        let query = match self.prompt.wants_query() {
+            true => Some(self.frozen.query(batch)?),
+            false => None,
+        };
+        let cue = Cue { query, task, train };
+        let features: Features =
+            self.frozen
+                .backbone()
+                .forward(&batch.images, &self.prompt, &cue)?;
+        let pooled = match self.pool {
+            Pool::Cls => features.cls()?,
+            Pool::PromptMean => features.prompt_mean()?,
+        };
+        Ok((pooled, features.aux_loss))
+    }
+
+    /// The training loss of a batch of the current task.
+    pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
+        let Some((task, _)) = &self.current else {
+            return Err(Error::State {
+                problem: "a batch came before the first task; call begin_task".into(),
+            });
+        };
+        let (features, aux) = self.features(batch, Some(task.index), true)?;
+        let logits = self.head.logits(&features, task.classes.clone())?;
+        let loss = masked_cross_entropy(&logits, &batch.labels, &task.classes)?;
+        Ok(match aux {
+            Some(aux) => (loss + aux)?,
+            None => loss,
+        })
+    }
+}
+
+impl<P: Prompt> Method for Prompted<P> {
+    fn epochs(&self) -> usize {
+        self.train.epochs
+    }
+
+    fn batch_size(&self) -> usize {
+        self.train.batch
+    }
+
+    fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
+        self.prompt.begin_task(task, &mut self.params)?;
+        self.head.grow(task.classes.end, &mut self.params)?;
+        // Fresh moments: stale ones would move prompts and head rows of earlier tasks.
+        let optimizer = Optimizer::new(self.params.vars(), &self.train)?;
+        self.current = Some((task.clone(), optimizer));
+        Ok(())
+    }
+
+    fn observe(&mut self, batch: &Batch) -> Result<Tensor> {
+        let loss = self.loss(batch)?;
+        if let Some((_, optimizer)) = &mut self.current {
+            optimizer.step(&loss)?;
+        }
+        Ok(loss.detach())
+    }
+
+    fn predict(&self, batch: &Batch) -> Result<Tensor> {
+        let (features, _) = self.features(batch, None, false)?;
+        self.head.logits(&features, 0..self.head.classes())
+    }
+
+    fn trainable(&self) -> usize {
+        self.params.count()
+    }
+
+    fn state(&self) -> Result<State> {
+        self.params.state()
+    }
+
+    fn restore(&mut self, tasks: &[TaskInfo], state: &State) -> Result<()> {
+        for task in tasks {
+            self.begin_task(task)?;
+        }
+        self.params.load_state(state)
+    }
+}

@@ -1,0 +1,268 @@
+//! The record of a run: numbers, what they mean, and what they depend on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::metrics::{AccuracyMatrix, Metrics, mean, std_dev};
+use crate::run::Outcome;
+use crate::task::Stream;
+
+/// Raised when a field changes its meaning or goes away.
+pub const SCHEMA: u32 = 1;
+
+/// One test image after the last task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// Its name below the data root.
+    pub image: String,
+    /// True label.
+    pub label: u32,
+    /// Label of the largest score.
+    pub predicted: u32,
+    /// The largest score, on the method's own scale (logit, or cosine for prototypes).
+    pub score: f32,
+}
+
+/// What a run took, in counts that are the same on every machine. Seconds and bytes depend on the
+/// machine and are kept in `timing.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cost {
+    /// Trainable values after the last task.
+    pub trainable_parameters: u64,
+    /// Frozen values of the backbone.
+    pub backbone_parameters: u64,
+    /// Steps of the optimiser.
+    pub optimizer_steps: u64,
+    /// Images in those steps.
+    pub images_trained: u64,
+    /// Images predicted, over all sessions.
+    pub images_evaluated: u64,
+    /// Unreadable images left out, training and test.
+    pub images_skipped: u64,
+}
+
+/// Everything two runs must share for their numbers to be compared.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Name or path of the backbone, as the recipe has it.
+    pub backbone: String,
+    /// SHA-256 of the weight file.
+    pub weights: String,
+    /// Blocks used.
+    pub depth: usize,
+    /// SHA-256 of the resolved preprocessing.
+    pub preprocess: String,
+    /// SHA-256 of the file lists of training and test set.
+    pub split: String,
+    /// SHA-256 of the class names in order of arrival and the task sizes.
+    pub class_order: String,
+    /// Version of candlewick.
+    pub code: String,
+    /// Where tensors lived.
+    pub device: String,
+    /// Number format of the backbone.
+    pub dtype: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// Named departures from the default rules, such as a batch vote.
+    pub compat: Vec<String>,
+}
+
+/// One task of the stream, for the reader of a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Class names in order of arrival.
+    pub classes: Vec<String>,
+    /// Training images.
+    pub train_images: usize,
+    /// Test images.
+    pub test_images: usize,
+}
+
+/// Accuracy on all classes seen, session by session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionAccuracy {
+    /// Each image counting once.
+    pub micro: Vec<f64>,
+    /// Each task counting once.
+    #[serde(rename = "macro")]
+    pub macro_: Vec<f64>,
+}
+
+/// `report.json`. All accuracies are in percent. The same recipe and seed give the same bytes, for
+/// any number of threads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the method.
+    pub method: String,
+    /// Curves.
+    pub session_accuracy: SessionAccuracy,
+    /// Single numbers.
+    pub metrics: Metrics,
+    /// What each metric means.
+    pub definitions: BTreeMap<String, String>,
+    /// `accuracy_matrix[t][i]`: accuracy on task `i` after task `t`, for `i <= t`.
+    pub accuracy_matrix: Vec<Vec<f64>>,
+    /// The stream.
+    pub tasks: Vec<TaskRecord>,
+    /// What the numbers depend on.
+    pub fingerprint: Fingerprint,
+    /// What they took.
+    pub cost: Cost,
+}
+
+impl Report {
+    /// Puts an outcome on record.
+    pub fn new(method: &str, stream: &Stream, outcome: &Outcome, fingerprint: Fingerprint) -> Self {
+        let metrics = outcome.accuracy.metrics();
+        let definitions = metrics.rows().into_iter();
+        let tasks = stream.tasks.iter().map(|task| TaskRecord {
+            classes: stream.class_names[task.info.classes.clone()].to_vec(),
+            train_images: task.info.train_len,
+            test_images: task.info.test_len,
+        });
+        Self {
+            schema: SCHEMA,
+            method: method.to_owned(),
+            session_accuracy: SessionAccuracy {
+                micro: outcome.accuracy.micro_curve(),
+                macro_: outcome.accuracy.macro_curve(),
+            },
+            metrics,
+            definitions: definitions
+                .map(|(name, _, text)| (name.to_owned(), text.to_owned()))
+                .collect(),
+            accuracy_matrix: outcome.accuracy.percent.clone(),
+            tasks: tasks.collect(),
+            fingerprint,
+            cost: outcome.cost,
+        }
+    }
+
+    /// The matrix with its test counts.
+    pub fn accuracy(&self) -> AccuracyMatrix {
+        AccuracyMatrix {
+            percent: self.accuracy_matrix.clone(),
+            test_images: self.tasks.iter().map(|t| t.test_images).collect(),
+        }
+    }
+}
+
+/// A fact in which reports differ, and what each says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Field of the fingerprint.
+    pub field: &'static str,
+    /// True when the numbers may not be compared because of it.
+    pub incomparable: bool,
+    /// One value per report.
+    pub values: Vec<String>,
+}
+
+/// Where the fingerprints of `reports` differ. Seed, method switches, code and device are named but do
+/// not forbid comparison; weights, preprocessing, split and class order do.
+pub fn differences(reports: &[&Report]) -> Vec<Difference> {
+    type Field = (&'static str, bool, fn(&Report) -> String);
+    let fields: [Field; 12] = [
+        ("weights", true, |r| short(&r.fingerprint.weights)),
+        ("depth", true, |r| r.fingerprint.depth.to_string()),
+        ("preprocess", true, |r| short(&r.fingerprint.preprocess)),
+        ("split", true, |r| short(&r.fingerprint.split)),
+        ("class_order", true, |r| short(&r.fingerprint.class_order)),
+        ("dtype", true, |r| r.fingerprint.dtype.clone()),
+        ("schema", true, |r| r.schema.to_string()),
+        ("skipped images", true, |r| {
+            r.cost.images_skipped.to_string()
+        }),
+        ("compat", true, |r| r.fingerprint.compat.join(" ")),
+        ("device", false, |r| r.fingerprint.device.clone()),
+        ("code", false, |r| r.fingerprint.code.clone()),
+        ("seed", false, |r| r.fingerprint.seed.to_string()),
+    ];
+    let mut found = Vec::new();
+    for (field, incomparable, get) in fields {
+        let values: Vec<String> = reports.iter().map(|r| get(r)).collect();
+        if values.windows(2).any(|pair| pair[0] != pair[1]) {
+            found.push(Difference {
+                field,
+                incomparable,
+                values,
+            });
+        }
+    }
+    found
+}
+
+/// The first twelve digits of a hash.
+pub fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
+}
+
+/// Mean and sample standard deviation of each metric over runs that differ in their seed alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Name of the method.
+    pub method: String,
+    /// The seeds, in the order given.
+    pub seeds: Vec<u64>,
+    /// Per metric: mean, deviation and the single values.
+    pub metrics: BTreeMap<String, Spread>,
+}
+
+/// One metric over several runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Sample standard deviation (n − 1).
+    pub std: f64,
+    /// One value per seed.
+    pub values: Vec<f64>,
+}
+
+impl Summary {
+    /// Gathers the metrics of `reports`.
+    pub fn new(reports: &[Report]) -> Self {
+        let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for report in reports {
+            for (name, value, _) in report.metrics.rows() {
+                values.entry(name.to_owned()).or_default().push(value);
+            }
+        }
+        let spread = |(name, values): (String, Vec<f64>)| {
+            let spread = Spread {
+                mean: mean(values.iter().copied()),
+                std: std_dev(&values),
+                values,
+            };
+            (name, spread)
+        };
+        Self {
+            method: reports.first().map_or(String::new(), |r| r.method.clone()),
+            seeds: reports.iter().map(|r| r.fingerprint.seed).collect(),
+            metrics: values.into_iter().map(spread).collect(),
+        }
+    }
+}
+
+/// SHA-256 of a stream's class names in order of arrival and its task sizes.
+pub fn class_order_hash(stream: &Stream) -> String {
+    let mut hash = Sha256::new();
+    for task in &stream.tasks {
+        hash.update((task.info.classes.len() as u64).to_le_bytes());
+    }
+    for name in &stream.class_names {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,211 @@
+//! The run: tasks in order, each learned, then everything seen so far evaluated.
+
+use candle_core::{D, Tensor};
+
+use crate::error::{Error, Result};
+use crate::method::Method;
+use crate::metrics::AccuracyMatrix;
+use crate::report::{Cost, Prediction};
+use crate::task::{Stream, Task, TaskInfo, View};
+
+/// What a run needs besides a method and a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct RunOptions {
+    /// Orders and augments the training images.
+    pub seed: u64,
+    /// Images per batch where nothing is trained; a matter of memory, not of results.
+    pub eval_batch: usize,
+}
+
+/// What a run tells whoever watches it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A task begins.
+    TaskBegin(&'a TaskInfo),
+    /// A training step is done.
+    Step {
+        /// Pass over the task, from 0.
+        epoch: usize,
+        /// Passes in all.
+        epochs: usize,
+        /// Images of this step.
+        images: usize,
+        /// The loss, where it was read back.
+        loss: Option<f32>,
+    },
+    /// The task is learned; its evaluation begins.
+    Learned(&'a TaskInfo),
+    /// This many more test images are evaluated.
+    Evaluated(usize),
+    /// A session is over.
+    TaskEnd {
+        /// The task just learned.
+        task: &'a TaskInfo,
+        /// Accuracies so far; the last row is this session's.
+        accuracy: &'a AccuracyMatrix,
+    },
+}
+
+/// Watches a run; an error stops it.
+pub trait Observer {
+    /// One event.
+    fn on(&mut self, event: Event<'_>) -> Result<()>;
+}
+
+/// Ignores everything.
+impl Observer for () {
+    fn on(&mut self, _: Event<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a run leaves in memory.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Accuracy of each session on each task seen.
+    pub accuracy: AccuracyMatrix,
+    /// Every test image after the last task.
+    pub predictions: Vec<Prediction>,
+    /// What it took, in counts that do not depend on the machine.
+    pub cost: Cost,
+}
+
+/// The loss is read back from the device every so many steps.
+const READ_LOSS_EVERY: usize = 10;
+
+/// Runs `method` over `stream`.
+pub fn run(
+    method: &mut dyn Method,
+    stream: &Stream,
+    options: RunOptions,
+    watch: &mut dyn Observer,
+) -> Result<Outcome> {
+    let mut accuracy = AccuracyMatrix::default();
+    let mut cost = Cost::default();
+    let mut predictions = Vec::new();
+    let mut passes = 0;
+    for (t, task) in stream.tasks.iter().enumerate() {
+        watch.on(Event::TaskBegin(&task.info))?;
+        method.begin_task(&task.info)?;
+        for epoch in 0..method.epochs() {
+            let view = View::Train {
+                seed: options.seed,
+                epoch: passes,
+            };
+            passes += 1;
+            train_epoch(method, task, epoch, view, &mut cost, watch)?;
+        }
+        method.end_task(task)?;
+        watch.on(Event::Learned(&task.info))?;
+
+        let last = t + 1 == stream.tasks.len();
+        let (mut row, mut counts) = (Vec::new(), Vec::new());
+        for seen in &stream.tasks[..=t] {
+            let keep = last.then_some(&mut predictions);
+            let (hits, images) = evaluate(method, seen, options.eval_batch, keep, watch)?;
+            cost.images_evaluated += images as u64;
+            row.push(100.0 * hits as f64 / images as f64);
+            counts.push(images);
+        }
+        accuracy.push(row, counts);
+        watch.on(Event::TaskEnd {
+            task: &task.info,
+            accuracy: &accuracy,
+        })?;
+    }
+    cost.trainable_parameters = method.trainable() as u64;
+    Ok(Outcome {
+        accuracy,
+        predictions,
+        cost,
+    })
+}
+
+fn train_epoch(
+    method: &mut dyn Method,
+    task: &Task,
+    epoch: usize,
+    view: View,
+    cost: &mut Cost,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    let batch_size = method.batch_size();
+    for (step, batch) in task.train.batches(view, batch_size).enumerate() {
+        let batch = batch?;
+        let loss = method.observe(&batch)?;
+        cost.optimizer_steps += 1;
+        cost.images_trained += batch.len() as u64;
+        let loss = match step % READ_LOSS_EVERY {
+            0 => Some(loss.to_scalar::<f32>()?),
+            _ => None,
+        };
+        if let Some(value) = loss.filter(|l| !l.is_finite()) {
+            return Err(Error::setting(
+                "train.lr",
+                format!(
+                    "the loss is {value} in task {}, epoch {epoch}, step {step}; lower it, or set train.clip",
+                    task.info.index
+                ),
+            ));
+        }
+        watch.on(Event::Step {
+            epoch,
+            epochs: method.epochs(),
+            images: batch.len(),
+            loss,
+        })?;
+    }
+    Ok(())
+}
+
+/// Correct predictions and images of one task's test set.
+fn evaluate(
+    method: &dyn Method,
+    task: &Task,
+    batch_size: usize,
+    mut keep: Option<&mut Vec<Prediction>>,
+    watch: &mut dyn Observer,
+) -> Result<(usize, usize)> {
+    let (mut hits, mut images) = (0, 0);
+    for batch in task.test.batches(View::Plain, batch_size) {
+        let batch = batch?;
+        let scores = method.predict(&batch)?;
+        let (labels, values) = best(&scores, &task.info)?;
+        for i in 0..batch.len() {
+            hits += usize::from(labels[i] == batch.labels[i]);
+            if let Some(keep) = keep.as_deref_mut() {
+                keep.push(Prediction {
+                    image: task.test.image_name(batch.ids[i]),
+                    label: batch.labels[i],
+                    predicted: labels[i],
+                    score: values[i],
+                });
+            }
+        }
+        images += batch.len();
+        watch.on(Event::Evaluated(batch.len()))?;
+    }
+    if images == 0 {
+        return Err(Error::State {
+            problem: format!(
+                "task {} has no readable test image, so its accuracy is undefined",
+                task.info.index
+            ),
+        });
+    }
+    Ok((hits, images))
+}
+
+/// The label of the largest score of each row, the smaller label where two are equal.
+fn best(scores: &Tensor, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
+    let values: Vec<f32> = scores.max(D::Minus1)?.to_vec1()?;
+    if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
+        return Err(Error::State {
+            problem: format!(
+                "a score is {bad} on a test image of task {}; training has diverged, lower train.lr",
+                task.index
+            ),
+        });
+    }
+    Ok((scores.argmax(D::Minus1)?.to_vec1()?, values))
+}
