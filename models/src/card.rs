@@ -130,7 +130,16 @@ impl Card {
 /// A card shows itself as the TOML it was read from.
 impl fmt::Display for Card {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(toml::to_string(self).map_err(|_| fmt::Error)?.trim_end())
+        let text = toml::to_string(self).map_err(|_| fmt::Error)?;
+        for (i, line) in text.trim_end().lines().enumerate() {
+            let newline = if i > 0 { "\n" } else { "" };
+            // TOML's writer spells out the zeros.
+            match line.starts_with("eps = ") {
+                true => write!(f, "{newline}eps = {:e}", self.eps)?,
+                false => write!(f, "{newline}{line}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -233,7 +242,10 @@ mod tests {
             assert_eq!(&toml::from_str::<Card>(&text).unwrap(), card, "{text}");
         }
         let dinov2 = find("dinov2-small").unwrap().to_string();
-        assert!(dinov2.contains("mean = [0.485, 0.456, 0.406]"), "{dinov2}");
+        assert!(
+            dinov2.contains("mean = [0.485, 0.456, 0.406]") && dinov2.contains("eps = 1e-6\n"),
+            "{dinov2}"
+        );
     }
 
     #[test]

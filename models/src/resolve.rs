@@ -112,16 +112,19 @@ struct Aligned<B: ?Sized>(B);
 
 static VIT_MICRO: &Aligned<[u8]> = &Aligned(*include_bytes!("../vit-micro/model.safetensors"));
 
-/// Finds the weights that `name` means, fetching them if need be: the name of a card (or its Hub id), a folder
-/// or file, or the Hub id `organisation/name` of a repository without card, in that order. `@revision` may follow
-/// a card or id. A folder that is called like a card is reached as `./name`.
+/// Finds the weights that `name` means, fetching them if need be: the name of a card, a folder or file, or a Hub
+/// id `organisation/name` (with or without a card), in that order. `@revision` may follow a card's name or an id. A
+/// folder that is called like a card is reached as `./name`.
 pub fn resolve(name: &str, options: &Options<'_>) -> Result<Located> {
-    if let Some(card) = card::find(name) {
+    if let Some(card) = card::list().iter().find(|card| card.name == name) {
         return resolve_card(card, options);
     }
     let path = Path::new(name);
     if path.exists() {
         return from_path(path, options);
+    }
+    if let Some(card) = card::find(name) {
+        return resolve_card(card, options);
     }
     let (id, revision) = name
         .split_once('@')
@@ -276,8 +279,8 @@ fn from_hub(id: &str, options: &Options<'_>) -> Result<Located> {
             };
             match hub::fetch(&options.hub, &want, None) {
                 Ok(found) => Some(config::preprocess(&found.path)?),
-                // Offline, a file that is not in the cache may be one that does not exist.
-                Err(Error::NotFound { .. } | Error::Offline { .. }) => None,
+                // It is asked for before the weights, so where they are cached and it is not, there is none.
+                Err(Error::NotFound { .. } | Error::Offline { .. } | Error::Network { .. }) => None,
                 Err(error) => return Err(error),
             }
         }

@@ -165,6 +165,14 @@ fn a_later_run_goes_on_from_what_an_earlier_one_left() {
     resolve(ID, &setup.options()).unwrap();
     assert_eq!(setup.server.ranges("model.safetensors"), [Some(123_456)]);
     assert_eq!(fs::read(setup.blob()).unwrap(), weights());
+
+    // What is longer than the file cannot be the beginning of it.
+    let setup = Setup::new(Setup::hub());
+    fs::create_dir_all(setup.repo().join("blobs")).unwrap();
+    fs::write(setup.blob().with_extension("incomplete"), vec![7; 400_000]).unwrap();
+    resolve(ID, &setup.options()).unwrap();
+    assert_eq!(setup.server.ranges("model.safetensors"), [None]);
+    assert_eq!(fs::read(setup.blob()).unwrap(), weights());
 }
 
 #[test]

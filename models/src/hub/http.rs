@@ -141,6 +141,7 @@ impl<'a> Client<'a> {
                     match outcome {
                         Copied::Unwritable(e) => return Err(Error::io("write", partial)(e)),
                         Copied::Broken(e) => (e.to_string(), Some(e)),
+                        Copied::Nothing => ("the server has no such range".to_owned(), None),
                         // Without a length the end of the answer is the end of the file.
                         Copied::All => {
                             total = total.or(Some(done));
@@ -303,6 +304,7 @@ fn place(url: &str, answer: &Response<Body>, asked: u64) -> Result<(u64, Option<
 
 enum Copied {
     All,
+    Nothing,
     Broken(std::io::Error),
     Unwritable(std::io::Error),
 }
@@ -315,7 +317,7 @@ fn copy(
 ) -> Copied {
     // The body of a 416 is a message, not the file.
     if answer.status().as_u16() == 416 {
-        return Copied::All;
+        return Copied::Nothing;
     }
     let mut reader = answer.into_body().into_reader();
     let mut buffer = vec![0; 1 << 17];
