@@ -182,7 +182,10 @@ mod tests {
     fn halves_pages_and_pointers_are_named() {
         let micro = include_bytes!("../vit-micro/model.safetensors");
         for (bytes, says) in [
-            (&micro[..micro.len() - 1], "header speaks of 2452960"),
+            (
+                &micro[..micro.len() - 1],
+                &*format!("header speaks of {}", micro.len()),
+            ),
             (&micro[..100], "fewer than its header"),
             (b"<!DOCTYPE html>".as_slice(), "web page"),
             (
