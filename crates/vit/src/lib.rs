@@ -1,1 +1,17 @@
-//! (being written)
+//! Backbones of candlewick and all their numerics.
+//!
+//! [`Weights`] opens a file, [`Vit::load`] recognises its layout and builds the network, which
+//! serves every prompt through [`candlewick_core::Backbone`].
+
+mod block;
+pub mod error;
+pub mod layers;
+pub mod layout;
+mod position;
+pub mod vit;
+pub mod weights;
+
+pub use error::Error;
+pub use layout::Layout;
+pub use vit::{Options, Vit};
+pub use weights::Weights;

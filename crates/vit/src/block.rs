@@ -1,0 +1,113 @@
+//! One transformer block, with every seam of [`Prompt`].
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result as TensorResult, Tensor};
+use candlewick_core::{Cue, Op, Prefix, Prompt, Result};
+
+use crate::layers::{LayerNorm, Linear, softmax};
+
+/// `x ← x + γ₁·MHSA(LN₁ x); x ← x + γ₂·MLP(LN₂ x)`, where γ is layer scale or 1.
+#[derive(Debug)]
+pub(crate) struct Block {
+    index: usize,
+    heads: usize,
+    norm1: LayerNorm,
+    qkv: Linear,
+    proj: Linear,
+    scale1: Option<Tensor>,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    scale2: Option<Tensor>,
+}
+
+impl Block {
+    /// Takes its tensors by their canonical names; the caller has checked that they are there.
+    pub(crate) fn new(
+        index: usize,
+        heads: usize,
+        eps: f64,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Self {
+        let get = |name: &str| tensors[&format!("blocks.{index}.{name}")].clone();
+        let linear = |name: &str| {
+            let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
+            Linear::new(get(&w), get(&b))
+        };
+        let norm = |name: &str| {
+            let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
+            LayerNorm::new(get(&w), get(&b), eps)
+        };
+        let scale = |name: &str| tensors.get(&format!("blocks.{index}.{name}")).cloned();
+        Self {
+            index,
+            heads,
+            norm1: norm("norm1"),
+            qkv: linear("attn.qkv"),
+            proj: linear("attn.proj"),
+            scale1: scale("ls1.gamma"),
+            norm2: norm("norm2"),
+            fc1: linear("mlp.fc1"),
+            fc2: linear("mlp.fc2"),
+            scale2: scale("ls2.gamma"),
+        }
+    }
+
+    /// `(B, N, D)` to the same.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        prefix: Option<&Prefix>,
+        prompt: &dyn Prompt,
+        cue: &Cue,
+    ) -> Result<Tensor> {
+        let i = self.index;
+        let hook = |op, x: &Tensor, y: Tensor| match prompt.tunes(op) {
+            true => prompt.tune(op, x, y, cue),
+            false => Ok(y),
+        };
+
+        let h = hook(Op::Norm1(i), x, self.norm1.forward(x)?)?;
+        let qkv = hook(Op::Qkv(i), &h, self.qkv.forward(&h)?)?;
+        let mixed = attend(&qkv, self.heads, prefix)?;
+        let out = hook(Op::Proj(i), &mixed, self.proj.forward(&mixed)?)?;
+        let out = hook(Op::Attention(i), &h, out)?;
+        let out = hook(Op::AttentionBranch(i), x, scaled(out, &self.scale1)?)?;
+        let x = (x + out)?;
+
+        let h = hook(Op::Norm2(i), &x, self.norm2.forward(&x)?)?;
+        let hidden = hook(Op::Fc1(i), &h, self.fc1.forward(&h)?)?.gelu_erf()?;
+        let out = hook(Op::Fc2(i), &hidden, self.fc2.forward(&hidden)?)?;
+        let out = hook(Op::MlpBranch(i), &x, scaled(out, &self.scale2)?)?;
+        Ok((x + out)?)
+    }
+}
+
+/// Multi-head attention of fused `(B, N, 3D)` queries, keys and values:
+/// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` per head, heads owning contiguous slices of `D`.
+fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<Tensor> {
+    let (b, n, width) = qkv.dims3()?;
+    let dim = width / 3;
+    let head = dim / heads;
+    let split = qkv
+        .reshape((b, n, 3, heads, head))?
+        .permute((2, 0, 3, 1, 4))?;
+    let q = (split.get(0)?.contiguous()? * (head as f64).powf(-0.5))?;
+    let mut k = split.get(1)?.contiguous()?;
+    let mut v = split.get(2)?.contiguous()?;
+    if let Some(prefix) = prefix {
+        k = Tensor::cat(&[&prefix.keys, &k], 2)?.contiguous()?;
+        v = Tensor::cat(&[&prefix.values, &v], 2)?.contiguous()?;
+    }
+    let weights = softmax(&q.matmul(&k.t()?)?)?;
+    let mixed = weights.matmul(&v)?; // (B, H, N, d)
+    mixed.transpose(1, 2)?.contiguous()?.reshape((b, n, dim))
+}
+
+fn scaled(x: Tensor, scale: &Option<Tensor>) -> TensorResult<Tensor> {
+    match scale {
+        Some(scale) => x.broadcast_mul(scale),
+        None => Ok(x),
+    }
+}

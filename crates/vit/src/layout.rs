@@ -1,0 +1,585 @@
+//! The names under which the same ViT is found on the Hub, and the way from each to one set of
+//! canonical names (timm's). One table per layout.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::position::Resample;
+use crate::weights::Weights;
+
+/// A family of tensor names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `blocks.0.attn.qkv.weight` (huggingface/pytorch-image-models, facebookresearch/dinov2).
+    Timm,
+    /// `encoder.layer.0.attention.attention.query.weight` (transformers `ViTModel`).
+    HfVit,
+    /// The same with layer scale (transformers `Dinov2Model`, `Dinov2WithRegistersModel`).
+    Dinov2,
+    /// `Transformer/encoderblock_0/…` (google-research/vision_transformer).
+    Npz,
+}
+
+impl Layout {
+    /// Name in cards and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Timm => "timm",
+            Self::HfVit => "hf-vit",
+            Self::Dinov2 => "dinov2",
+            Self::Npz => "npz",
+        }
+    }
+
+    /// Layer-norm epsilon of the code that trained it.
+    pub fn eps(self) -> f64 {
+        match self {
+            Self::HfVit => 1e-12,
+            _ => 1e-6,
+        }
+    }
+
+    /// What stands before the index of a block.
+    fn block_prefix(self) -> &'static str {
+        match self {
+            Self::Timm => "blocks.",
+            Self::HfVit | Self::Dinov2 => "encoder.layer.",
+            Self::Npz => "Transformer/encoderblock_",
+        }
+    }
+
+    fn separator(self) -> char {
+        if self == Self::Npz { '/' } else { '.' }
+    }
+
+    fn top_table(self) -> &'static [Row] {
+        match self {
+            Self::Timm => &TIMM_TOP,
+            Self::HfVit | Self::Dinov2 => &HF_TOP,
+            Self::Npz => &NPZ_TOP,
+        }
+    }
+
+    fn block_table(self) -> &'static [Row] {
+        match self {
+            Self::Timm => &TIMM_BLOCK,
+            Self::HfVit => &HF_VIT_BLOCK,
+            Self::Dinov2 => &DINOV2_BLOCK,
+            Self::Npz => &NPZ_BLOCK,
+        }
+    }
+
+    /// Tensors that belong to the checkpoint but not to the feature extractor.
+    fn is_left_out(self, name: &str) -> bool {
+        let heads: &[&str] = match self {
+            Self::Timm => &[
+                "head.",
+                "head_dist.",
+                "pre_logits.",
+                "fc_norm.",
+                "mask_token",
+            ],
+            Self::HfVit | Self::Dinov2 => &["pooler.", "classifier.", "embeddings.mask_token"],
+            Self::Npz => &["head/", "pre_logits/"],
+        };
+        heads.iter().any(|head| name.starts_with(head))
+    }
+}
+
+/// Canonical name, names in the file, and what lies between.
+type Row = (&'static str, &'static [&'static str], Convert);
+
+/// How the tensors of a file become one canonical tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Convert {
+    /// As it is.
+    Same,
+    /// As it is, where the file has it (registers, layer scale).
+    Optional,
+    /// Q, K and V one under the other.
+    Stack,
+    /// `(in, out)` to `(out, in)`.
+    Transpose,
+    /// Q, K, V kernels `(D, H, d)` to `(3D, D)`.
+    StackKernels,
+    /// Q, K, V biases `(H, d)` to `(3D)`.
+    StackBiases,
+    /// Output kernel `(H, d, D)` to `(D, D)`.
+    OutKernel,
+    /// Convolution `(p, p, 3, D)` to `(D, 3, p, p)`.
+    Convolution,
+}
+
+use Convert::{
+    Convolution, Optional, OutKernel, Same, Stack, StackBiases, StackKernels, Transpose,
+};
+
+const TIMM_TOP: [Row; 7] = [
+    ("cls_token", &["cls_token"], Same),
+    ("pos_embed", &["pos_embed"], Same),
+    // facebookresearch/dinov2 calls them `register_tokens`.
+    ("reg_token", &["reg_token", "register_tokens"], Optional),
+    (
+        "patch_embed.proj.weight",
+        &["patch_embed.proj.weight"],
+        Same,
+    ),
+    ("patch_embed.proj.bias", &["patch_embed.proj.bias"], Same),
+    ("norm.weight", &["norm.weight"], Same),
+    ("norm.bias", &["norm.bias"], Same),
+];
+
+const TIMM_BLOCK: [Row; 14] = [
+    ("norm1.weight", &["norm1.weight"], Same),
+    ("norm1.bias", &["norm1.bias"], Same),
+    ("attn.qkv.weight", &["attn.qkv.weight"], Same),
+    ("attn.qkv.bias", &["attn.qkv.bias"], Same),
+    ("attn.proj.weight", &["attn.proj.weight"], Same),
+    ("attn.proj.bias", &["attn.proj.bias"], Same),
+    ("ls1.gamma", &["ls1.gamma"], Optional),
+    ("norm2.weight", &["norm2.weight"], Same),
+    ("norm2.bias", &["norm2.bias"], Same),
+    ("mlp.fc1.weight", &["mlp.fc1.weight"], Same),
+    ("mlp.fc1.bias", &["mlp.fc1.bias"], Same),
+    ("mlp.fc2.weight", &["mlp.fc2.weight"], Same),
+    ("mlp.fc2.bias", &["mlp.fc2.bias"], Same),
+    ("ls2.gamma", &["ls2.gamma"], Optional),
+];
+
+const HF_TOP: [Row; 7] = [
+    ("cls_token", &["embeddings.cls_token"], Same),
+    ("pos_embed", &["embeddings.position_embeddings"], Same),
+    ("reg_token", &["embeddings.register_tokens"], Optional),
+    (
+        "patch_embed.proj.weight",
+        &["embeddings.patch_embeddings.projection.weight"],
+        Same,
+    ),
+    (
+        "patch_embed.proj.bias",
+        &["embeddings.patch_embeddings.projection.bias"],
+        Same,
+    ),
+    ("norm.weight", &["layernorm.weight"], Same),
+    ("norm.bias", &["layernorm.bias"], Same),
+];
+
+const HF_QKV_WEIGHT: Row = (
+    "attn.qkv.weight",
+    &[
+        "attention.attention.query.weight",
+        "attention.attention.key.weight",
+        "attention.attention.value.weight",
+    ],
+    Stack,
+);
+const HF_QKV_BIAS: Row = (
+    "attn.qkv.bias",
+    &[
+        "attention.attention.query.bias",
+        "attention.attention.key.bias",
+        "attention.attention.value.bias",
+    ],
+    Stack,
+);
+const HF_PROJ_WEIGHT: Row = ("attn.proj.weight", &["attention.output.dense.weight"], Same);
+const HF_PROJ_BIAS: Row = ("attn.proj.bias", &["attention.output.dense.bias"], Same);
+
+const HF_VIT_BLOCK: [Row; 12] = [
+    ("norm1.weight", &["layernorm_before.weight"], Same),
+    ("norm1.bias", &["layernorm_before.bias"], Same),
+    HF_QKV_WEIGHT,
+    HF_QKV_BIAS,
+    HF_PROJ_WEIGHT,
+    HF_PROJ_BIAS,
+    ("norm2.weight", &["layernorm_after.weight"], Same),
+    ("norm2.bias", &["layernorm_after.bias"], Same),
+    ("mlp.fc1.weight", &["intermediate.dense.weight"], Same),
+    ("mlp.fc1.bias", &["intermediate.dense.bias"], Same),
+    ("mlp.fc2.weight", &["output.dense.weight"], Same),
+    ("mlp.fc2.bias", &["output.dense.bias"], Same),
+];
+
+const DINOV2_BLOCK: [Row; 14] = [
+    ("norm1.weight", &["norm1.weight"], Same),
+    ("norm1.bias", &["norm1.bias"], Same),
+    HF_QKV_WEIGHT,
+    HF_QKV_BIAS,
+    HF_PROJ_WEIGHT,
+    HF_PROJ_BIAS,
+    ("ls1.gamma", &["layer_scale1.lambda1"], Same),
+    ("norm2.weight", &["norm2.weight"], Same),
+    ("norm2.bias", &["norm2.bias"], Same),
+    ("mlp.fc1.weight", &["mlp.fc1.weight"], Same),
+    ("mlp.fc1.bias", &["mlp.fc1.bias"], Same),
+    ("mlp.fc2.weight", &["mlp.fc2.weight"], Same),
+    ("mlp.fc2.bias", &["mlp.fc2.bias"], Same),
+    ("ls2.gamma", &["layer_scale2.lambda1"], Same),
+];
+
+const NPZ_TOP: [Row; 6] = [
+    ("cls_token", &["cls"], Same),
+    (
+        "pos_embed",
+        &["Transformer/posembed_input/pos_embedding"],
+        Same,
+    ),
+    (
+        "patch_embed.proj.weight",
+        &["embedding/kernel"],
+        Convolution,
+    ),
+    ("patch_embed.proj.bias", &["embedding/bias"], Same),
+    ("norm.weight", &["Transformer/encoder_norm/scale"], Same),
+    ("norm.bias", &["Transformer/encoder_norm/bias"], Same),
+];
+
+const NPZ_BLOCK: [Row; 12] = [
+    ("norm1.weight", &["LayerNorm_0/scale"], Same),
+    ("norm1.bias", &["LayerNorm_0/bias"], Same),
+    (
+        "attn.qkv.weight",
+        &[
+            "MultiHeadDotProductAttention_1/query/kernel",
+            "MultiHeadDotProductAttention_1/key/kernel",
+            "MultiHeadDotProductAttention_1/value/kernel",
+        ],
+        StackKernels,
+    ),
+    (
+        "attn.qkv.bias",
+        &[
+            "MultiHeadDotProductAttention_1/query/bias",
+            "MultiHeadDotProductAttention_1/key/bias",
+            "MultiHeadDotProductAttention_1/value/bias",
+        ],
+        StackBiases,
+    ),
+    (
+        "attn.proj.weight",
+        &["MultiHeadDotProductAttention_1/out/kernel"],
+        OutKernel,
+    ),
+    (
+        "attn.proj.bias",
+        &["MultiHeadDotProductAttention_1/out/bias"],
+        Same,
+    ),
+    ("norm2.weight", &["LayerNorm_2/scale"], Same),
+    ("norm2.bias", &["LayerNorm_2/bias"], Same),
+    ("mlp.fc1.weight", &["MlpBlock_3/Dense_0/kernel"], Transpose),
+    ("mlp.fc1.bias", &["MlpBlock_3/Dense_0/bias"], Same),
+    ("mlp.fc2.weight", &["MlpBlock_3/Dense_1/kernel"], Transpose),
+    ("mlp.fc2.bias", &["MlpBlock_3/Dense_1/bias"], Same),
+];
+
+/// Sizes read from the tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub dim: usize,
+    pub patch: usize,
+    pub mlp: usize,
+    pub depth: usize,
+    /// Rows of the position embedding.
+    pub positions: usize,
+    pub registers: usize,
+    /// The npz layout alone tells.
+    pub heads: Option<usize>,
+}
+
+impl Sizes {
+    /// The shape a canonical tensor must have; blocks' names without their prefix.
+    fn shape(&self, canonical: &str) -> Vec<usize> {
+        let d = self.dim;
+        match canonical {
+            "cls_token" => vec![1, 1, d],
+            "pos_embed" => vec![1, self.positions, d],
+            "reg_token" => vec![1, self.registers, d],
+            "patch_embed.proj.weight" => vec![d, 3, self.patch, self.patch],
+            "attn.qkv.weight" => vec![3 * d, d],
+            "attn.qkv.bias" => vec![3 * d],
+            "attn.proj.weight" => vec![d, d],
+            "mlp.fc1.weight" => vec![self.mlp, d],
+            "mlp.fc1.bias" => vec![self.mlp],
+            "mlp.fc2.weight" => vec![d, self.mlp],
+            _ => vec![d],
+        }
+    }
+
+    /// The shape each of its sources must have in the file.
+    fn source_shape(&self, canonical: &str, convert: Convert) -> Vec<usize> {
+        let shape = self.shape(canonical);
+        let (d, heads) = (self.dim, self.heads.unwrap_or(1));
+        match convert {
+            Same | Optional => shape,
+            Stack => [&[shape[0] / 3], &shape[1..]].concat(),
+            Transpose => vec![shape[1], shape[0]],
+            StackKernels => vec![d, heads, d / heads],
+            StackBiases => vec![heads, d / heads],
+            OutKernel => vec![heads, d / heads, d],
+            Convolution => vec![self.patch, self.patch, 3, d],
+        }
+    }
+}
+
+/// All canonical tensors of a file.
+pub(crate) struct Canonical {
+    pub layout: Layout,
+    pub sizes: Sizes,
+    pub resample: Resample,
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// Recognises the layout, checks every tensor and loads the first `depth` blocks.
+pub(crate) fn read(weights: &Weights, depth: Option<usize>, device: &Device) -> Result<Canonical> {
+    let file = File::recognise(weights)?;
+    let sizes = file.sizes()?;
+    file.check(&sizes)?;
+    let used = depth.unwrap_or(sizes.depth);
+    if used == 0 || used > sizes.depth {
+        let problem = format!(
+            "found {used}, but {} has {} blocks; give 1 to {1}",
+            weights.file(),
+            sizes.depth
+        );
+        return Err(Error::Option {
+            key: "depth",
+            problem,
+        });
+    }
+    let mut tensors = BTreeMap::new();
+    for entry in file.entries(used) {
+        let sources: Vec<Tensor> = entry
+            .present(weights.shapes())
+            .map(|name| weights.load(name, device))
+            .collect::<Result<_>>()?;
+        if !sources.is_empty() {
+            tensors.insert(entry.canonical, convert(entry.convert, &sources)?);
+        }
+    }
+    // transformers interpolates Dinov2WithRegistersModel with antialiasing and the others without;
+    // timm always antialiases.
+    let resample = match file.layout {
+        Layout::HfVit => Resample::Cubic,
+        Layout::Dinov2 if sizes.registers == 0 => Resample::Cubic,
+        _ => Resample::Antialiased,
+    };
+    Ok(Canonical {
+        layout: file.layout,
+        sizes: Sizes {
+            depth: used,
+            ..sizes
+        },
+        resample,
+        tensors,
+    })
+}
+
+/// One canonical tensor and where it comes from.
+struct Entry {
+    /// Name with its block.
+    canonical: String,
+    /// Name without its block.
+    short: &'static str,
+    sources: Vec<String>,
+    convert: Convert,
+}
+
+impl Entry {
+    /// The sources the file has; of the alternatives of an optional tensor the first.
+    fn present<'a>(
+        &'a self,
+        shapes: &'a BTreeMap<String, Vec<usize>>,
+    ) -> impl Iterator<Item = &'a str> {
+        let most = match self.convert {
+            Optional => 1,
+            _ => self.sources.len(),
+        };
+        let names = self.sources.iter().map(String::as_str);
+        names.filter(|name| shapes.contains_key(*name)).take(most)
+    }
+}
+
+/// A weight file whose layout is known.
+struct File<'a> {
+    weights: &'a Weights,
+    layout: Layout,
+    /// What some models put before every name, for example `vit.`.
+    prefix: String,
+}
+
+impl<'a> File<'a> {
+    fn recognise(weights: &'a Weights) -> Result<Self> {
+        let shapes = weights.shapes();
+        let prefix_of = |tail: &str| {
+            let mut prefixes = shapes.keys().filter_map(|name| name.strip_suffix(tail));
+            prefixes.next().map(str::to_owned)
+        };
+        let hf = prefix_of("encoder.layer.0.attention.attention.query.weight");
+        let found = if let Some(prefix) = prefix_of("blocks.0.attn.qkv.weight") {
+            Some((Layout::Timm, prefix))
+        } else if let Some(prefix) = hf {
+            let scale = format!("{prefix}encoder.layer.0.layer_scale1.lambda1");
+            let layout = match shapes.contains_key(&scale) {
+                true => Layout::Dinov2,
+                false => Layout::HfVit,
+            };
+            Some((layout, prefix))
+        } else {
+            prefix_of("Transformer/encoderblock_0/LayerNorm_0/scale").map(|p| (Layout::Npz, p))
+        };
+        let Some((layout, prefix)) = found else {
+            let first: Vec<String> = shapes.keys().take(4).map(|n| format!("`{n}`")).collect();
+            return Err(Error::UnknownLayout {
+                file: weights.file().to_owned(),
+                first: first.join(", "),
+            });
+        };
+        Ok(Self {
+            weights,
+            layout,
+            prefix,
+        })
+    }
+
+    fn entries(&self, depth: usize) -> Vec<Entry> {
+        let entry = |scope: String, canonical: String, row: &Row| Entry {
+            canonical,
+            short: row.0,
+            sources: row.1.iter().map(|name| format!("{scope}{name}")).collect(),
+            convert: row.2,
+        };
+        let top = self.layout.top_table().iter();
+        let mut all: Vec<Entry> = top
+            .map(|row| entry(self.prefix.clone(), row.0.to_owned(), row))
+            .collect();
+        for i in 0..depth {
+            let scope = self.block_scope(i);
+            for row in self.layout.block_table() {
+                all.push(entry(scope.clone(), format!("blocks.{i}.{}", row.0), row));
+            }
+        }
+        all
+    }
+
+    fn block_scope(&self, i: usize) -> String {
+        let layout = self.layout;
+        let (blocks, separator) = (layout.block_prefix(), layout.separator());
+        format!("{}{blocks}{i}{separator}", self.prefix)
+    }
+
+    fn sizes(&self) -> Result<Sizes> {
+        let npz = self.layout == Layout::Npz;
+        let patch = self.shape("patch_embed.proj.weight", 4)?;
+        let fc1 = self.shape("blocks.0.mlp.fc1.weight", 2)?;
+        let position = self.shape("pos_embed", 3)?;
+        let heads = match npz {
+            true => Some(self.shape("blocks.0.attn.qkv.weight", 3)?[1]),
+            false => None,
+        };
+        let registers = self.shape("reg_token", 3).map_or(0, |shape| shape[1]);
+        let shapes = self.weights.shapes();
+        let has_block = |i: &usize| {
+            let scope = self.block_scope(*i);
+            shapes.keys().any(|name| name.starts_with(&scope))
+        };
+        Ok(Sizes {
+            dim: if npz { patch[3] } else { patch[0] },
+            patch: if npz { patch[0] } else { patch[2] },
+            mlp: if npz { fc1[1] } else { fc1[0] },
+            depth: (0..).take_while(has_block).count(),
+            positions: position[1],
+            registers,
+            heads,
+        })
+    }
+
+    /// The shape in the file of the first source of a canonical tensor.
+    fn shape(&self, canonical: &str, rank: usize) -> Result<&'a [usize]> {
+        let entries = self.entries(1);
+        let shapes = self.weights.shapes();
+        let entry = entries.iter().find(|e| e.canonical == canonical);
+        let name = entry.and_then(|e| e.present(shapes).next());
+        let problem = match name.and_then(|name| shapes.get(name).map(|s| (name, s))) {
+            Some((_, shape)) if shape.len() == rank && shape.iter().all(|&n| n > 0) => {
+                return Ok(shape);
+            }
+            Some((name, shape)) => {
+                format!("`{name}` has shape {shape:?}, expected {rank} dimensions")
+            }
+            None => {
+                let sources = entry.map_or_else(Vec::new, |e| e.sources.clone());
+                format!("missing `{}`", sources.join("`, `"))
+            }
+        };
+        Err(self.misfit(vec![problem]))
+    }
+
+    /// Every tensor must be there, of its shape, and none besides.
+    fn check(&self, sizes: &Sizes) -> Result<()> {
+        let shapes = self.weights.shapes();
+        let mut known = BTreeSet::new();
+        let mut problems = Vec::new();
+        for entry in self.entries(sizes.depth) {
+            let expected = sizes.source_shape(entry.short, entry.convert);
+            for name in &entry.sources {
+                match shapes.get(name) {
+                    Some(shape) if *shape != expected => problems.push(format!(
+                        "`{name}` has shape {shape:?}, expected {expected:?}"
+                    )),
+                    None if entry.convert != Optional => {
+                        problems.push(format!("missing `{name}` of shape {expected:?}"))
+                    }
+                    _ => {}
+                }
+                known.insert(name.clone());
+            }
+        }
+        for name in shapes.keys().filter(|name| !known.contains(*name)) {
+            let own = name.strip_prefix(&self.prefix).unwrap_or(name);
+            if !self.layout.is_left_out(own) && !self.layout.is_left_out(name) {
+                problems.push(format!("surplus `{name}`"));
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(self.misfit(problems)),
+        }
+    }
+
+    fn misfit(&self, problems: Vec<String>) -> Error {
+        Error::Tensors {
+            file: self.weights.file().to_owned(),
+            layout: self.layout.name(),
+            problems,
+        }
+    }
+}
+
+fn convert(how: Convert, sources: &[Tensor]) -> Result<Tensor> {
+    let first = &sources[0];
+    let tensor = match how {
+        Same | Optional => first.clone(),
+        Stack => Tensor::cat(sources, 0)?,
+        Transpose => first.t()?.contiguous()?,
+        StackKernels => {
+            let rows: Vec<Tensor> = sources
+                .iter()
+                .map(|kernel| kernel.flatten_from(1)?.t()?.contiguous())
+                .collect::<candle_core::Result<_>>()?;
+            Tensor::cat(&rows, 0)?
+        }
+        StackBiases => {
+            let rows: Vec<Tensor> = sources
+                .iter()
+                .map(Tensor::flatten_all)
+                .collect::<candle_core::Result<_>>()?;
+            Tensor::cat(&rows, 0)?
+        }
+        OutKernel => first.flatten_to(1)?.t()?.contiguous()?,
+        Convolution => first.permute((3, 2, 0, 1))?.contiguous()?,
+    };
+    Ok(tensor)
+}

@@ -1,0 +1,584 @@
+//! The backbone against the public implementations, and its seams against what they promise.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, Var};
+use candlewick_core::{
+    Backbone, Cue, Injection, NoPrompt, Op, Position, Prefix, Prompt, Result, Site, Span, Tokens,
+};
+use candlewick_vit::{Layout, Options, Vit, Weights};
+
+type Tensors = HashMap<String, Tensor>;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+fn tensors(name: &str) -> Tensors {
+    candle_core::safetensors::load(fixture(name), &Device::Cpu).unwrap()
+}
+
+fn save(tensors: &Tensors, dir: &Path) -> PathBuf {
+    let path = dir.join("model.safetensors");
+    candle_core::safetensors::save(tensors, &path).unwrap();
+    path
+}
+
+fn load(path: &Path, options: &Options) -> std::result::Result<Vit, candlewick_vit::Error> {
+    Vit::load(&Weights::open(path)?, options, &Device::Cpu)
+}
+
+fn heads(n: usize) -> Options {
+    Options {
+        heads: Some(n),
+        ..Options::default()
+    }
+}
+
+fn timm() -> (Vit, Tensors) {
+    let all = tensors("vit_timm/data.safetensors");
+    let dir = tempfile::tempdir().unwrap();
+    let vit = load(&save(&timm_weights(&all), dir.path()), &heads(4)).unwrap();
+    (vit, all)
+}
+
+fn timm_weights(all: &Tensors) -> Tensors {
+    let stripped = all.iter().filter_map(|(name, t)| {
+        let name = name.strip_prefix("w.")?;
+        Some((name.to_owned(), t.clone()))
+    });
+    stripped.collect()
+}
+
+/// Largest `|a − b| / (absolute + relative·|b|)`; at most 1 passes.
+fn excess(a: &Tensor, b: &Tensor, absolute: f64, relative: f64) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    let bound = ((b.abs().unwrap() * relative).unwrap() + absolute).unwrap();
+    let ratio = ((a - b).unwrap().abs().unwrap() / bound).unwrap();
+    ratio.max_all().unwrap().to_scalar().unwrap()
+}
+
+fn assert_close(what: &str, a: &Tensor, b: &Tensor, absolute: f64, relative: f64) {
+    let worst = excess(a, b, absolute, relative);
+    assert!(worst <= 1.0, "{what}: {worst} times the tolerance");
+}
+
+fn plain(vit: &Vit, images: &Tensor) -> Tensor {
+    let features = vit.forward(images, &NoPrompt, &Cue::default()).unwrap();
+    features.tokens
+}
+
+/// Records what every block is given.
+#[derive(Default)]
+struct Spy {
+    seen: std::sync::Mutex<Vec<(Site, Tensor)>>,
+}
+
+impl Prompt for Spy {
+    fn inject(&self, site: Site, tokens: &Tensor, _: &Cue) -> Result<Injection> {
+        self.seen.lock().unwrap().push((site, tokens.clone()));
+        Ok(Injection::default())
+    }
+
+    fn tunes(&self, op: Op) -> bool {
+        op == Op::Norm
+    }
+
+    fn tune(&self, _: Op, input: &Tensor, output: Tensor, _: &Cue) -> Result<Tensor> {
+        self.seen
+            .lock()
+            .unwrap()
+            .push((Site::Block(usize::MAX), input.clone()));
+        Ok(output)
+    }
+}
+
+#[test]
+fn timm_layout_matches_timm_at_every_stage() {
+    let (vit, all) = timm();
+    assert_eq!(vit.layout(), Layout::Timm);
+    let images = &all["in.images"];
+    let patches = vit.patches(images).unwrap();
+    assert_close("patches", &patches, &all["out.patch_embed"], 2e-5, 1e-4);
+    let spy = Spy::default();
+    let features = vit.forward(images, &spy, &Cue::default()).unwrap();
+    let seen = spy.seen.into_inner().unwrap();
+    let expected = [
+        "tokens_embedded",
+        "tokens_block0",
+        "tokens_block1",
+        "tokens_block2",
+        "tokens_block3",
+    ];
+    // The first call is at `Embed`, the last the input of the final norm.
+    assert_eq!(seen.len(), 6);
+    for ((site, tokens), name) in seen[1..].iter().zip(expected) {
+        let want = &all[&format!("out.{name}")];
+        assert_close(&format!("{site:?}"), tokens, want, 2e-5, 1e-4);
+    }
+    assert_close(
+        "norm",
+        &features.tokens,
+        &all["out.tokens_norm"],
+        2e-5,
+        1e-4,
+    );
+    assert_close("cls", &features.cls().unwrap(), &all["out.cls"], 2e-5, 1e-4);
+}
+
+/// Adds a variable to the input of block 0, so that its gradient is that of the embedded tokens.
+struct AddToEmbedding(Tensor);
+
+impl Prompt for AddToEmbedding {
+    fn tunes(&self, op: Op) -> bool {
+        matches!(op, Op::AttentionBranch(0) | Op::Norm1(0))
+    }
+
+    fn tune(&self, op: Op, input: &Tensor, output: Tensor, _: &Cue) -> Result<Tensor> {
+        // x + delta enters both the norm and the residual sum.
+        match op {
+            Op::Norm1(_) => {
+                let (shifted, d) = ((input + &self.0)?, input.dim(2)?);
+                let mean = (shifted.sum_keepdim(2)? / d as f64)?;
+                let centred = shifted.broadcast_sub(&mean)?;
+                let var = (centred.sqr()?.sum_keepdim(2)? / d as f64)?;
+                let normed = centred.broadcast_div(&(var + 1e-6)?.sqrt()?)?;
+                let all = tensors("vit_timm/data.safetensors");
+                Ok(normed
+                    .broadcast_mul(&all["w.blocks.0.norm1.weight"])?
+                    .broadcast_add(&all["w.blocks.0.norm1.bias"])?)
+            }
+            _ => Ok((output + &self.0)?),
+        }
+    }
+}
+
+#[test]
+fn gradient_reaches_the_first_tokens_through_every_block() {
+    let (vit, all) = timm();
+    let delta = Var::from_tensor(&all["out.tokens_embedded"].zeros_like().unwrap()).unwrap();
+    let prompt = AddToEmbedding(delta.as_tensor().clone());
+    let features = vit
+        .forward(&all["in.images"], &prompt, &Cue::default())
+        .unwrap();
+    let cls = features.cls().unwrap();
+    let loss = (cls * &all["in.cls_cotangent"]).unwrap().sum_all().unwrap();
+    let want: Vec<f32> = all["out.loss"].to_vec1().unwrap();
+    let got: f32 = loss.to_scalar().unwrap();
+    assert!((got - want[0]).abs() < 1e-4 * want[0].abs().max(1.0));
+    let grads = loss.backward().unwrap();
+    let want = &all["grad.tokens_embedded"];
+    let scale: f32 = want.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+    let got = grads.get(&delta).unwrap();
+    assert_close("gradient", got, want, f64::from(scale) * 1e-4, 0.0);
+    for (name, weight) in vit.weights() {
+        assert!(
+            grads.get(weight).is_none(),
+            "{name} is frozen but has a gradient"
+        );
+    }
+}
+
+#[test]
+fn hugging_face_vit_bare_and_with_classifier() {
+    let all = tensors("vit_hf/data.safetensors");
+    for file in [
+        "vit_hf/vit_base.safetensors",
+        "vit_hf/vit_classifier.safetensors",
+    ] {
+        let vit = load(&fixture(file), &heads(4)).unwrap();
+        assert_eq!(vit.layout(), Layout::HfVit);
+        let images = &all["in.pixel_values"];
+        let spy = Spy::default();
+        let features = vit.forward(images, &spy, &Cue::default()).unwrap();
+        let seen = spy.seen.into_inner().unwrap();
+        for (i, (_, tokens)) in seen[1..].iter().enumerate() {
+            let want = &all[&format!("out.hidden_states.{i}")];
+            assert_close(&format!("{file} {i}"), tokens, want, 3e-5, 1e-4);
+        }
+        let want = &all["out.last_hidden_state"];
+        assert_close(file, &features.tokens, want, 3e-5, 1e-4);
+    }
+}
+
+#[test]
+fn dinov2_at_its_own_and_another_size() {
+    let all = tensors("vit_hf/data.safetensors");
+    for size in [56, 84] {
+        let options = Options {
+            image_size: Some(size),
+            ..heads(3)
+        };
+        let vit = load(&fixture("vit_hf/dinov2.safetensors"), &options).unwrap();
+        assert_eq!(vit.layout(), Layout::Dinov2);
+        let position = vit.position_embedding().unwrap();
+        let want = &all[&format!("dino.out.position_embeddings_{size}")];
+        assert_close("positions", &position, want, 1e-5, 0.0);
+        let tokens = plain(&vit, &all[&format!("dino.in.pixel_values_{size}")]);
+        let want = &all[&format!("dino.out.last_hidden_state_{size}")];
+        assert_close(&format!("{size}"), &tokens, want, 1e-4, 1e-4);
+    }
+}
+
+#[test]
+fn dinov2_with_registers_interpolates_as_its_own_code() {
+    let all = tensors("extra.safetensors");
+    for size in [56, 84, 28] {
+        let options = Options {
+            image_size: Some(size),
+            ..heads(4)
+        };
+        let vit = load(&fixture("registers.safetensors"), &options).unwrap();
+        assert_eq!(vit.spec().registers, 3);
+        let tokens = plain(&vit, &all[&format!("registers.in.{size}")]);
+        let want = &all[&format!("registers.out.{size}")];
+        assert_close(&format!("{size}"), &tokens, want, 1e-4, 1e-4);
+    }
+}
+
+#[test]
+fn timm_at_another_size_than_trained() {
+    let all = tensors("extra.safetensors");
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(
+        &timm_weights(&tensors("vit_timm/data.safetensors")),
+        dir.path(),
+    );
+    for size in [48, 24] {
+        let options = Options {
+            image_size: Some(size),
+            ..heads(4)
+        };
+        let vit = load(&path, &options).unwrap();
+        let tokens = plain(&vit, &all[&format!("timm.in.{size}")]);
+        let cls = tokens.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
+        let want = &all[&format!("timm.out.{size}")];
+        assert_close(&format!("{size}"), &cls, want, 1e-4, 1e-4);
+    }
+}
+
+#[test]
+fn original_npz_as_timm_reads_it() {
+    let all = tensors("extra.safetensors");
+    let vit = load(&fixture("original.npz"), &Options::default()).unwrap();
+    assert_eq!((vit.layout(), vit.spec().heads), (Layout::Npz, 3));
+    let tokens = plain(&vit, &all["npz.in"]);
+    let cls = tokens.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
+    assert_close("npz", &cls, &all["npz.out"], 5e-5, 1e-4);
+}
+
+#[test]
+fn half_precision_files_give_their_rounded_values() {
+    let all = tensors("vit_timm/data.safetensors");
+    for dtype in [candle_core::DType::F16, candle_core::DType::BF16] {
+        let rounded: Tensors = timm_weights(&all)
+            .into_iter()
+            .map(|(name, t)| (name, t.to_dtype(dtype).unwrap()))
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let vit = load(&save(&rounded, dir.path()), &heads(4)).unwrap();
+        for (name, tensor) in vit.weights() {
+            let want = rounded[name].to_dtype(candle_core::DType::F32).unwrap();
+            assert_eq!(
+                tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                want.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_truncated_backbone_is_its_first_blocks_and_the_final_norm() {
+    let all = tensors("vit_timm/data.safetensors");
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(&timm_weights(&all), dir.path());
+    let options = Options {
+        depth: Some(2),
+        ..heads(4)
+    };
+    let vit = load(&path, &options).unwrap();
+    assert_eq!(vit.spec().depth, 2);
+    let spy = Spy::default();
+    vit.forward(&all["in.images"], &spy, &Cue::default())
+        .unwrap();
+    let seen = spy.seen.into_inner().unwrap();
+    let (_, before_norm) = seen.last().unwrap();
+    assert_close(
+        "depth 2",
+        before_norm,
+        &all["out.tokens_block1"],
+        2e-5,
+        1e-4,
+    );
+    let options = Options {
+        depth: Some(5),
+        ..heads(4)
+    };
+    let text = load(&path, &options).unwrap_err().to_string();
+    assert!(
+        text.contains("found 5") && text.contains("give 1 to 4"),
+        "{text}"
+    );
+}
+
+#[test]
+fn one_error_lists_every_tensor_that_does_not_fit() {
+    let mut weights = timm_weights(&tensors("vit_timm/data.safetensors"));
+    weights.remove("blocks.1.mlp.fc1.bias");
+    weights.remove("norm.weight");
+    let wrong = Tensor::zeros((3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    weights.insert("blocks.2.attn.proj.weight".into(), wrong.clone());
+    weights.insert("blocks.0.lora.a".into(), wrong.clone());
+    weights.insert("head.weight".into(), wrong);
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(&weights, dir.path());
+    let text = load(&path, &heads(4)).unwrap_err().to_string();
+    for part in [
+        path.to_str().unwrap(),
+        "4 tensors do not fit a timm ViT",
+        "missing `blocks.1.mlp.fc1.bias` of shape [192]",
+        "missing `norm.weight`",
+        "`blocks.2.attn.proj.weight` has shape [3, 3], expected [48, 48]",
+        "surplus `blocks.0.lora.a`",
+    ] {
+        assert!(text.contains(part), "{part} not in: {text}");
+    }
+    assert!(
+        !text.contains("head.weight"),
+        "a classifier is left out: {text}"
+    );
+}
+
+#[test]
+fn files_that_are_no_backbone_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let missing = Weights::open(&path).err().unwrap().to_string();
+    assert!(missing.contains("model.safetensors"), "{missing}");
+    let whole = std::fs::read(fixture("registers.safetensors")).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let cut = Weights::open(&path).err().unwrap().to_string();
+    assert!(cut.contains("not a readable safetensors file"), "{cut}");
+    let other = HashMap::from([(
+        "conv1.weight".to_owned(),
+        Tensor::new(1f32, &Device::Cpu).unwrap(),
+    )]);
+    let path = save(&other, dir.path());
+    let unknown = load(&path, &Options::default()).unwrap_err().to_string();
+    assert!(unknown.contains("`conv1.weight`"), "{unknown}");
+    let npz = dir.path().join("x.npz");
+    std::fs::write(&npz, b"no zip").unwrap();
+    let npz = Weights::open(&npz).err().unwrap().to_string();
+    assert!(npz.contains("not a readable npz file"), "{npz}");
+}
+
+/// Two prompt tokens at `site`, kept or dropped, with a prefix made of a copied token.
+struct Inject {
+    site: Site,
+    span: Span,
+    position: Position,
+    tokens: Option<Tensor>,
+    prefix: Option<(Tensor, Tensor)>,
+}
+
+impl Prompt for Inject {
+    fn inject(&self, site: Site, tokens: &Tensor, _: &Cue) -> Result<Injection> {
+        if site != self.site {
+            return Ok(Injection::default());
+        }
+        let b = tokens.dim(0)?;
+        let batch = |t: &Tensor| {
+            let mut shape = t.dims().to_vec();
+            shape[0] = b;
+            t.expand(shape)
+        };
+        let prompts = self.tokens.as_ref().map(batch).transpose()?;
+        let prefix = match &self.prefix {
+            Some((k, v)) => Some(Prefix {
+                keys: batch(k)?,
+                values: batch(v)?,
+            }),
+            None => None,
+        };
+        Ok(Injection {
+            tokens: prompts.map(|values| Tokens {
+                values,
+                span: self.span,
+                position: self.position,
+            }),
+            prefix,
+            aux_loss: Some(Tensor::new(0.5f32, tokens.device())?),
+        })
+    }
+}
+
+fn values(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i * 29 % 97) as f32 / 97.0 - 0.5).collect()
+}
+
+/// Finite differences of a weighted sum of CLS, at a few coordinates of the injected variable.
+fn check_gradient(vit: &Vit, images: &Tensor, var: &Var, prompt: &dyn Prompt) {
+    let loss = || -> Tensor {
+        let features = vit.forward(images, prompt, &Cue::default()).unwrap();
+        let cls = features.cls().unwrap();
+        let n = cls.elem_count();
+        let weights = Tensor::from_vec(values(n), cls.dims(), &Device::Cpu).unwrap();
+        (cls * weights).unwrap().sum_all().unwrap()
+    };
+    let grad = loss().backward().unwrap();
+    let grad = grad.get(var).expect("no gradient reached the prompt");
+    let grad: Vec<f32> = grad.flatten_all().unwrap().to_vec1().unwrap();
+    let start: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
+    let scale = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
+    assert!(scale > 0.0);
+    let shape = var.dims().to_vec();
+    for at in (0..start.len()).step_by(start.len() / 7 + 1) {
+        let value = |delta: f32| -> f32 {
+            let mut moved = start.clone();
+            moved[at] += delta;
+            var.set(&Tensor::from_vec(moved, shape.clone(), &Device::Cpu).unwrap())
+                .unwrap();
+            loss().to_scalar().unwrap()
+        };
+        let numeric = (value(1e-2) - value(-1e-2)) / 2e-2;
+        value(0.0);
+        assert!(
+            (numeric - grad[at]).abs() < 0.02 * scale,
+            "coordinate {at}: {numeric} by differences, {} by backward, largest {scale}",
+            grad[at]
+        );
+    }
+}
+
+#[test]
+fn every_kind_of_injection_has_a_true_gradient() {
+    let (vit, all) = timm();
+    let images = &all["in.images"];
+    let var = |shape: &[usize]| {
+        let n = shape.iter().product();
+        Var::from_tensor(&Tensor::from_vec(values(n), shape, &Device::Cpu).unwrap()).unwrap()
+    };
+    for (site, span, position) in [
+        (Site::Embed, Span::ToTheEnd, Position::Cls),
+        (Site::Embed, Span::ThisBlock, Position::None),
+        (Site::Block(0), Span::ToTheEnd, Position::None),
+        (Site::Block(2), Span::ThisBlock, Position::None),
+    ] {
+        let tokens = var(&[1, 2, 48]);
+        let prompt = Inject {
+            site,
+            span,
+            position,
+            tokens: Some(tokens.as_tensor().clone()),
+            prefix: None,
+        };
+        check_gradient(&vit, images, &tokens, &prompt);
+        let features = vit.forward(images, &prompt, &Cue::default()).unwrap();
+        let stay = if span == Span::ToTheEnd { 2 } else { 0 };
+        assert_eq!(features.tokens.dim(1).unwrap(), 17 + stay);
+        assert_eq!(features.prompts, 1..1 + stay);
+        assert_eq!(features.aux_loss.unwrap().to_scalar::<f32>().unwrap(), 0.5);
+    }
+    let keys = var(&[1, 4, 3, 12]);
+    let fixed = Tensor::from_vec(values(144), (1, 4, 3, 12), &Device::Cpu).unwrap();
+    for block in [0, 3] {
+        let prefix = |k: &Tensor, v: &Tensor| Inject {
+            site: Site::Block(block),
+            span: Span::ThisBlock,
+            position: Position::None,
+            tokens: None,
+            prefix: Some((k.clone(), v.clone())),
+        };
+        check_gradient(&vit, images, &keys, &prefix(keys.as_tensor(), &fixed));
+        check_gradient(&vit, images, &keys, &prefix(&fixed, keys.as_tensor()));
+    }
+}
+
+/// Scale and shift, or a parallel adapter, at one operation.
+struct Tune {
+    op: Op,
+    scale: Tensor,
+}
+
+impl Prompt for Tune {
+    fn tunes(&self, op: Op) -> bool {
+        op == self.op
+    }
+
+    fn tune(&self, _: Op, _: &Tensor, output: Tensor, _: &Cue) -> Result<Tensor> {
+        Ok(output.broadcast_mul(&self.scale)?)
+    }
+}
+
+#[test]
+fn every_operation_can_be_tuned_and_trains() {
+    let (vit, all) = timm();
+    let widths = |op: Op| match op {
+        Op::Qkv(_) => 144,
+        Op::Fc1(_) => 192,
+        _ => 48,
+    };
+    let ops = Op::in_block(1)
+        .into_iter()
+        .chain([Op::PatchEmbed, Op::Norm]);
+    let untouched = plain(&vit, &all["in.images"]);
+    for op in ops {
+        let n = widths(op);
+        let ones = Tensor::ones(n, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let scale = Var::from_tensor(&ones).unwrap();
+        let prompt = Tune {
+            op,
+            scale: scale.as_tensor().clone(),
+        };
+        let same = vit
+            .forward(&all["in.images"], &prompt, &Cue::default())
+            .unwrap();
+        assert_close(
+            &format!("{op:?} by one"),
+            &same.tokens,
+            &untouched,
+            1e-5,
+            0.0,
+        );
+        check_gradient(&vit, &all["in.images"], &scale, &prompt);
+    }
+}
+
+#[test]
+fn rows_of_a_batch_do_not_see_each_other() {
+    let (vit, all) = timm();
+    let images = &all["in.images"];
+    let whole = plain(&vit, images);
+    for i in 0..3 {
+        let alone = plain(&vit, &images.narrow(0, i, 1).unwrap());
+        let row = whole.narrow(0, i, 1).unwrap();
+        assert_close(&format!("row {i}"), &alone, &row, 1e-6, 1e-6);
+    }
+}
+
+#[test]
+fn a_wrong_image_size_says_what_to_set() {
+    let (vit, _) = timm();
+    let images = Tensor::zeros((1, 3, 40, 40), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let text = vit.query(&images).unwrap_err().to_string();
+    assert!(
+        text.contains("3x40x40") && text.contains("crop to 32"),
+        "{text}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(
+        &timm_weights(&tensors("vit_timm/data.safetensors")),
+        dir.path(),
+    );
+    let options = Options {
+        image_size: Some(30),
+        ..heads(4)
+    };
+    let text = load(&path, &options).unwrap_err().to_string();
+    assert!(text.contains("multiple of the patch size 8"), "{text}");
+    let text = load(&path, &Options::default()).unwrap_err().to_string();
+    assert!(text.contains("backbone.heads"), "{text}");
+}
