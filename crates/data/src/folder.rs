@@ -1,0 +1,355 @@
+//! Folders of images: one folder per class, already divided into training and test or divided here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::decode::decode_rgb;
+use crate::draw::{self, Purpose};
+use crate::error::{Error, Result};
+use crate::source::{Parts, Source, fingerprint};
+
+/// Endings of image files, compared without case; everything else in a folder is passed over.
+pub const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"];
+
+/// A data set in folders, as a recipe writes it.
+///
+/// Without `split`, `path` must hold `train` and `test` (or `val`, if there is no `test`), and in each one folder
+/// per class. With `split`, `path` itself holds the class folders. Classes and files are sorted by name as Python's
+/// `sorted` does; folders below a class folder belong to the class; hidden files and files that do not
+/// end in one of [`EXTENSIONS`] are passed over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Folder {
+    /// The root of the data set.
+    pub path: PathBuf,
+    /// How to divide a data set that comes in one piece.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<TestSplit>,
+    /// Numbers of training and test images that the data set must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_images: Option<[usize; 2]>,
+}
+
+/// A random, seeded division of each class into training and test.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestSplit {
+    /// The part of each class that is held for testing, between 0 and 1; the number is rounded, but each
+    /// class keeps at least one image on either side.
+    pub test_fraction: f64,
+    /// Seed of the draw; a class is drawn independently of which others there are.
+    pub seed: u64,
+}
+
+impl Folder {
+    /// Lists the folders; images are read later.
+    ///
+    /// # Errors
+    /// A missing folder, a class without images or in one part only, no images at all, a class too small to be
+    /// divided, a wrong number of images, or a folder that cannot be read: each names the path.
+    pub fn open(&self) -> Result<Parts> {
+        let parts = match &self.split {
+            Some(split) => self.divide(split)?,
+            None => self.given()?,
+        };
+        if let Some(expected) = self.expected_images {
+            parts.expect_images(expected, &self.path.display().to_string())?;
+        }
+        Ok(parts)
+    }
+
+    fn given(&self) -> Result<Parts> {
+        require(&self.path, "the root of the data set")?;
+        let train = self.path.join("train");
+        let hint = "with one folder per class; if the data set is not divided, point `path` at the class folders \
+                    and set `split`";
+        require(&train, &format!("the training part, {hint}"))?;
+        let test_name = if self.path.join("test").is_dir() || !self.path.join("val").is_dir() {
+            "test"
+        } else {
+            "val"
+        };
+        require(
+            &self.path.join(test_name),
+            &format!("the test part, named `test` or `val`, {hint}"),
+        )?;
+        let train = FolderSource::list(&self.path, "train")?;
+        let test = FolderSource::list(&self.path, test_name)?;
+        for (here, other, names) in [
+            (&train, &test, ["train", test_name]),
+            (&test, &train, [test_name, "train"]),
+        ] {
+            if let Some(class) = here
+                .classes
+                .iter()
+                .find(|class| other.classes.binary_search(class).is_err())
+            {
+                return Err(Error::UnpairedClass {
+                    class: class.clone(),
+                    here: names[0].into(),
+                    missing: names[1].into(),
+                });
+            }
+        }
+        Ok(Parts {
+            train: Arc::new(train),
+            test: Arc::new(test),
+        })
+    }
+
+    fn divide(&self, split: &TestSplit) -> Result<Parts> {
+        if !(0.0 < split.test_fraction && split.test_fraction < 1.0) {
+            let problem = format!(
+                "expected a number between 0 and 1, found {}",
+                split.test_fraction
+            );
+            return Err(Error::setting("split.test_fraction", problem));
+        }
+        require(
+            &self.path,
+            "the root of the data set, with one folder per class",
+        )?;
+        let all = FolderSource::list(&self.path, "")?;
+        let (mut train, mut test) = (Vec::new(), Vec::new());
+        for files in all.files.chunk_by(|a, b| a.label == b.label) {
+            let class = &all.classes[files[0].label];
+            if files.len() < 2 {
+                return Err(Error::CannotSplit {
+                    path: self.path.join(class),
+                    found: files.len(),
+                });
+            }
+            let wanted = (files.len() as f64 * split.test_fraction).round() as usize;
+            let mut order: Vec<usize> = (0..files.len()).collect();
+            draw::shuffle(
+                &mut draw::generator(Purpose::Split, [split.seed, name_number(class), 0]),
+                &mut order,
+            );
+            let mut held = vec![false; files.len()];
+            for index in &order[..wanted.clamp(1, files.len() - 1)] {
+                held[*index] = true;
+            }
+            for (file, held) in files.iter().zip(held) {
+                if held { &mut test } else { &mut train }.push(file.clone());
+            }
+        }
+        let part = |files| -> Arc<dyn Source> {
+            Arc::new(FolderSource {
+                root: self.path.clone(),
+                classes: all.classes.clone(),
+                files,
+            })
+        };
+        Ok(Parts {
+            train: part(train),
+            test: part(test),
+        })
+    }
+}
+
+/// The first eight bytes of a name's SHA-256.
+fn name_number(name: &str) -> u64 {
+    let digest = Sha256::digest(name.as_bytes());
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |number, byte| (number << 8) | u64::from(*byte))
+}
+
+/// Fails with what is there instead, if `path` is not a folder.
+fn require(path: &Path, wanted: &str) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let found = if path.exists() {
+        "a file of that name is there".into()
+    } else {
+        match path.ancestors().skip(1).find(|above| above.is_dir()) {
+            Some(above) => inventory(above),
+            None => "nor does any folder above it exist, seen from the working directory".into(),
+        }
+    };
+    Err(Error::MissingFolder {
+        path: path.into(),
+        wanted: wanted.into(),
+        found,
+    })
+}
+
+/// What a folder holds, in a few words.
+fn inventory(folder: &Path) -> String {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| {
+            let mark = if entry.path().is_dir() { "/" } else { "" };
+            format!("{}{mark}", entry.file_name().to_string_lossy())
+        })
+        .collect();
+    names.sort();
+    const SHOWN: usize = 8;
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    names.truncate(SHOWN);
+    match names.len() {
+        0 => format!("{} is empty", folder.display()),
+        _ => format!("{} holds {}{more}", folder.display(), names.join(", ")),
+    }
+}
+
+#[derive(Debug, Clone)]
+struct File {
+    /// Below the root of the data set, with `/` between the parts.
+    name: String,
+    path: PathBuf,
+    label: usize,
+    size: u64,
+}
+
+/// One part of a [`Folder`]. Its fingerprint covers class names, file names, labels and file **sizes**, not
+/// contents, because reading tens of thousands of files would take longer than many a run: an image that was
+/// replaced by another of the very same length goes unseen.
+#[derive(Debug, Clone)]
+pub struct FolderSource {
+    root: PathBuf,
+    classes: Vec<String>,
+    files: Vec<File>,
+}
+
+impl FolderSource {
+    /// Lists the class folders in `root/part` (in `root`, if `part` is empty).
+    fn list(root: &Path, part: &str) -> Result<Self> {
+        let folder = root.join(part);
+        let mut classes = Vec::new();
+        let mut files = Vec::new();
+        for (name, path, _) in entries(&folder)?
+            .into_iter()
+            .filter(|(_, _, size)| size.is_none())
+        {
+            let before = files.len();
+            let prefix = if part.is_empty() {
+                name.clone()
+            } else {
+                format!("{part}/{name}")
+            };
+            collect(&path, &prefix, classes.len(), &mut files)?;
+            if files.len() == before {
+                return Err(Error::EmptyClass { path });
+            }
+            classes.push(name);
+        }
+        if classes.is_empty() {
+            return Err(Error::NoImages {
+                found: inventory(&folder),
+                path: folder,
+            });
+        }
+        Ok(Self {
+            root: root.into(),
+            classes,
+            files,
+        })
+    }
+
+    /// The root of the data set.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+/// The images of a class: those in the folder by name, then those of each folder inside, as
+/// `sorted(os.walk(folder))` would find them.
+fn collect(folder: &Path, prefix: &str, label: usize, files: &mut Vec<File>) -> Result<()> {
+    let (inside, images): (Vec<_>, Vec<_>) = entries(folder)?
+        .into_iter()
+        .partition(|(_, _, size)| size.is_none());
+    for (name, path, size) in images {
+        let known = path.extension().is_some_and(|extension| {
+            EXTENSIONS
+                .iter()
+                .any(|known| extension.eq_ignore_ascii_case(known))
+        });
+        if known {
+            files.push(File {
+                name: format!("{prefix}/{name}"),
+                path,
+                label,
+                size: size.unwrap_or(0),
+            });
+        }
+    }
+    for (name, path, _) in inside {
+        collect(&path, &format!("{prefix}/{name}"), label, files)?;
+    }
+    Ok(())
+}
+
+/// What is in a folder and not hidden, by name: (name, path, size; no size for a folder).
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf, Option<u64>)>> {
+    let read = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::Read { path, source }
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(read(folder))? {
+        let entry = entry.map_err(read(folder))?;
+        let (name, path) = (
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+        );
+        if name.starts_with('.') {
+            continue;
+        }
+        // Follows links, as data sets are often assembled of them.
+        let about = fs::metadata(&path).map_err(read(&path))?;
+        found.push((name, path, about.is_file().then_some(about.len())));
+    }
+    found.sort();
+    Ok(found)
+}
+
+impl Source for FolderSource {
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.files[index].label
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.files[index].name.clone()
+    }
+
+    fn rgb(&self, index: usize) -> Result<RgbImage> {
+        let path = &self.files[index].path;
+        let bytes = fs::read(path).map_err(|source| Error::Read {
+            path: path.clone(),
+            source,
+        })?;
+        decode_rgb(&bytes, &path.display().to_string())
+    }
+
+    fn fingerprint(&self) -> String {
+        let files = self.files.iter().map(|file| {
+            (
+                file.name.as_str(),
+                file.label,
+                file.size.to_le_bytes().to_vec(),
+            )
+        });
+        fingerprint(&self.classes, files)
+    }
+}

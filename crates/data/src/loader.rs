@@ -1,0 +1,403 @@
+//! Batches of a split: decoding ahead of the model in a fixed number of threads, always in the same order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use candle_core::{Device, Tensor};
+use candlewick_core::{Batch, Batches, Split, View};
+use serde::{Deserialize, Serialize};
+
+use crate::draw::{self, Purpose};
+use crate::error::{Error, Result};
+use crate::source::Source;
+use crate::transform::{Preprocess, Transform};
+
+/// How many batches may lie ready, counted from the one being put together.
+const BATCHES_AHEAD: usize = 2;
+
+/// What to do about an image that cannot be decoded. A file that cannot be read is always an error.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCorrupt {
+    /// End the pass with an error that names the image.
+    #[default]
+    Stop,
+    /// Leave the image out and note it, see [`Loader::skipped`].
+    Skip,
+}
+
+/// Turns sources into splits; one loader serves all splits of a stream.
+#[derive(Clone)]
+pub struct Loader {
+    transform: Arc<Transform>,
+    threads: usize,
+    on_corrupt: OnCorrupt,
+    skipped: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Loader {
+    /// A loader that decodes in `threads` threads, none of them shared. With 1, images are decoded
+    /// when asked for, in the calling thread; with more, the decoding threads are ahead of the caller by at most two
+    /// batches (f32 images in memory).
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a field of `preprocess`, or `threads` when it is 0.
+    pub fn new(preprocess: &Preprocess, threads: usize, on_corrupt: OnCorrupt) -> Result<Self> {
+        if threads == 0 {
+            return Err(Error::setting("threads", "expected at least 1, found 0"));
+        }
+        Ok(Self {
+            transform: Arc::new(preprocess.check()?),
+            threads,
+            on_corrupt,
+            skipped: Arc::default(),
+        })
+    }
+
+    /// The checked preprocessing.
+    pub fn transform(&self) -> &Transform {
+        &self.transform
+    }
+
+    /// The names of the images that were left out so far, sorted; each is counted once, however many passes met it.
+    pub fn skipped(&self) -> Vec<String> {
+        held(&self.skipped).iter().cloned().collect()
+    }
+
+    /// The split of the images `members` of `source`, in that order.
+    ///
+    /// `labels[k]` belongs to `members[k]`; the id of image `i` of the source is `first_id + i`;
+    /// `task` only sets the shuffle apart from those of other tasks.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for `members`, when it is not as long as `labels` or points behind the source.
+    pub fn split(
+        &self,
+        source: Arc<dyn Source>,
+        members: Vec<usize>,
+        labels: Vec<u32>,
+        first_id: u64,
+        task: u64,
+    ) -> Result<ImageSplit> {
+        if members.len() != labels.len() {
+            let problem = format!("{} images, but {} labels", members.len(), labels.len());
+            return Err(Error::setting("members", problem));
+        }
+        if let Some(member) = members.iter().find(|member| **member >= source.len()) {
+            let problem = format!(
+                "image {member} of a source of {} (they count from 0)",
+                source.len()
+            );
+            return Err(Error::setting("members", problem));
+        }
+        Ok(ImageSplit {
+            loader: self.clone(),
+            part: Arc::new(Part {
+                source,
+                members,
+                labels,
+                first_id,
+                task,
+            }),
+        })
+    }
+}
+
+/// The lock, also if a thread died with it: what it guards is whole between any two statements.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Part {
+    source: Arc<dyn Source>,
+    members: Vec<usize>,
+    labels: Vec<u32>,
+    first_id: u64,
+    task: u64,
+}
+
+/// The training or test images of one task.
+pub struct ImageSplit {
+    loader: Loader,
+    part: Arc<Part>,
+}
+
+impl Split for ImageSplit {
+    fn len(&self) -> usize {
+        self.part.members.len()
+    }
+
+    fn labels(&self) -> &[u32] {
+        &self.part.labels
+    }
+
+    fn image_name(&self, id: u64) -> String {
+        let index = id
+            .checked_sub(self.part.first_id)
+            .map(|index| index as usize);
+        match index.filter(|index| *index < self.part.source.len()) {
+            Some(index) => self.part.source.name(index),
+            None => format!("image {id} of another split"),
+        }
+    }
+
+    fn batches(&self, view: View, batch: usize) -> Batches<'_> {
+        match Pass::new(self, view, batch) {
+            Ok(pass) => Box::new(pass),
+            Err(error) => Box::new(std::iter::once(Err(error.into()))),
+        }
+    }
+}
+
+/// Everything that decides about the images of a pass; shared with the threads.
+struct Plan {
+    part: Arc<Part>,
+    transform: Arc<Transform>,
+    view: View,
+    /// `order[p]` is the place in the part of the image that comes at position `p`.
+    order: Vec<usize>,
+}
+
+impl Plan {
+    fn member(&self, position: usize) -> usize {
+        self.part.members[self.order[position]]
+    }
+
+    fn id(&self, position: usize) -> u64 {
+        self.part.first_id + self.member(position) as u64
+    }
+
+    /// Decodes and transforms an image; a panic inside becomes an error, so that a thread always has something to
+    /// hand over.
+    fn image(&self, position: usize) -> Result<Vec<f32>> {
+        let work = || {
+            let image = self.part.source.rgb(self.member(position))?;
+            Ok(match self.view {
+                View::Plain => self.transform.plain(&image),
+                View::Train { seed, epoch } => {
+                    let mut rng =
+                        draw::generator(Purpose::Augment, [seed, epoch, self.id(position)]);
+                    self.transform.augmented(&image, &mut rng)
+                }
+            })
+        };
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
+            Err(Error::Panic {
+                name: self.part.source.name(self.member(position)),
+                message: text
+                    .or_else(|| panic.downcast_ref::<String>().cloned())
+                    .unwrap_or_default(),
+            })
+        })
+    }
+}
+
+struct Pass {
+    plan: Arc<Plan>,
+    ahead: Option<Ahead>,
+    batch: usize,
+    plain: bool,
+    on_corrupt: OnCorrupt,
+    skipped: Arc<Mutex<BTreeSet<String>>>,
+    position: usize,
+}
+
+impl Pass {
+    fn new(split: &ImageSplit, view: View, batch: usize) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::setting(
+                "batch",
+                "expected at least 1 image in a batch, found 0",
+            ));
+        }
+        let loader = &split.loader;
+        let mut order: Vec<usize> = (0..split.len()).collect();
+        if let View::Train { seed, epoch } = view {
+            let mut rng = draw::generator(Purpose::Shuffle, [seed, epoch, split.part.task]);
+            draw::shuffle(&mut rng, &mut order);
+        }
+        let threads = loader.threads.min(order.len());
+        let plan = Arc::new(Plan {
+            part: Arc::clone(&split.part),
+            transform: Arc::clone(&loader.transform),
+            view,
+            order,
+        });
+        let ahead = match threads {
+            0 | 1 => None,
+            _ => Some(Ahead::start(
+                &plan,
+                threads,
+                BATCHES_AHEAD.saturating_mul(batch).max(threads),
+            )?),
+        };
+        Ok(Self {
+            ahead,
+            batch,
+            plain: view == View::Plain || loader.transform.trains_on_plain(),
+            on_corrupt: loader.on_corrupt,
+            skipped: Arc::clone(&loader.skipped),
+            position: 0,
+            plan,
+        })
+    }
+
+    fn put_together(&mut self) -> candlewick_core::Result<Option<Batch>> {
+        let (height, width) = self.plan.transform.size();
+        let total = self.plan.order.len();
+        let expected = self.batch.min(total - self.position);
+        let mut pixels = Vec::with_capacity(expected * 3 * height * width);
+        let (mut labels, mut ids) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
+        while labels.len() < self.batch && self.position < total {
+            let position = self.position;
+            self.position += 1;
+            let image = match &self.ahead {
+                Some(ahead) => ahead.take(position),
+                None => self.plan.image(position),
+            };
+            match image {
+                Ok(image) => {
+                    pixels.extend_from_slice(&image);
+                    labels.push(self.plan.part.labels[self.plan.order[position]]);
+                    ids.push(self.plan.id(position));
+                }
+                Err(error) if self.on_corrupt == OnCorrupt::Skip && error.is_corrupt_image() => {
+                    held(&self.skipped)
+                        .insert(self.plan.part.source.name(self.plan.member(position)));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if labels.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Batch {
+            images: Tensor::from_vec(pixels, (labels.len(), 3, height, width), &Device::Cpu)?,
+            labels,
+            ids,
+            plain: self.plain,
+        }))
+    }
+}
+
+impl Iterator for Pass {
+    type Item = candlewick_core::Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.put_together().transpose();
+        if !matches!(next, Some(Ok(_))) {
+            self.position = self.plan.order.len();
+            self.ahead = None;
+        }
+        next
+    }
+}
+
+/// Threads that work on the images after the one that is wanted next, within a window.
+struct Ahead {
+    desk: Arc<Desk>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Desk {
+    state: Mutex<State>,
+    /// Rung when the window moves or the pass is over.
+    moved: Condvar,
+    /// Rung when an image was put down.
+    ready: Condvar,
+}
+
+struct State {
+    /// The first position that nobody works on yet.
+    next: usize,
+    /// Positions from here on must wait.
+    limit: usize,
+    /// Images that were finished and not yet taken.
+    done: BTreeMap<usize, Result<Vec<f32>>>,
+    over: bool,
+}
+
+impl Ahead {
+    fn start(plan: &Arc<Plan>, threads: usize, window: usize) -> Result<Self> {
+        let mut ahead = Self {
+            desk: Arc::new(Desk {
+                state: Mutex::new(State {
+                    next: 0,
+                    limit: window,
+                    done: BTreeMap::new(),
+                    over: false,
+                }),
+                moved: Condvar::new(),
+                ready: Condvar::new(),
+            }),
+            threads: Vec::with_capacity(threads),
+        };
+        for number in 0..threads {
+            let (desk, plan) = (Arc::clone(&ahead.desk), Arc::clone(plan));
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{number}"))
+                .spawn(move || desk.work(&plan))
+                .map_err(|source| Error::Thread { source })?;
+            ahead.threads.push(thread);
+        }
+        Ok(ahead)
+    }
+
+    /// Waits for the image at `position` and moves the window by one. Positions must be taken in order.
+    fn take(&self, position: usize) -> Result<Vec<f32>> {
+        let mut state = held(&self.desk.state);
+        loop {
+            if let Some(image) = state.done.remove(&position) {
+                state.limit += 1;
+                self.desk.moved.notify_one();
+                return image;
+            }
+            state = self
+                .desk
+                .ready
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Desk {
+    fn work(&self, plan: &Plan) {
+        let mut state = held(&self.state);
+        loop {
+            while !state.over && state.next < plan.order.len() && state.next >= state.limit {
+                state = self
+                    .moved
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.over || state.next >= plan.order.len() {
+                // The ring that ended this wait may have been the only one: pass it on.
+                self.moved.notify_all();
+                return;
+            }
+            let position = state.next;
+            state.next += 1;
+            drop(state);
+            let image = plan.image(position);
+            state = held(&self.state);
+            state.done.insert(position, image);
+            self.ready.notify_one();
+        }
+    }
+}
+
+/// Each thread finishes the image it is at, no more.
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        held(&self.desk.state).over = true;
+        self.desk.moved.notify_all();
+        for thread in self.threads.drain(..) {
+            // Threads catch their panics; one that still died has nothing left to clean up.
+            let _ = thread.join();
+        }
+    }
+}

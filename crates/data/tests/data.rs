@@ -1,0 +1,20 @@
+//! The crate from outside: against Pillow and torchvision, against stored orders and splits, on folders on disk,
+//! and the loader under several threads.
+
+#[path = "data/folders.rs"]
+mod folders;
+#[path = "data/loading.rs"]
+mod loading;
+#[path = "data/pictures.rs"]
+mod pictures;
+#[path = "data/streams.rs"]
+mod streams;
+
+use std::path::PathBuf;
+
+/// A file below `tests/fixtures`.
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
