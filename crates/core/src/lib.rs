@@ -21,7 +21,7 @@ pub mod train;
 
 pub use backbone::{Backbone, Features, Frozen, Spec};
 pub use error::{Error, Result};
-pub use method::{Method, State};
+pub use method::{Method, Progress, State};
 pub use metrics::{AccuracyMatrix, Metrics};
 pub use params::{Init, Params};
 pub use prompt::{Cue, Injection, NoPrompt, Op, Position, Prefix, Prompt, Site, Span, Tokens};

@@ -10,6 +10,9 @@ use crate::task::{Batch, Task, TaskInfo};
 /// Named tensors: what a method has learned.
 pub type State = BTreeMap<String, Tensor>;
 
+/// Told how many more images were looked at; an error means that the run is to stop.
+pub type Progress<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
+
 /// A method sees the tasks in order and can be asked for predictions at any time.
 ///
 /// The run calls, for each task: [`begin_task`](Self::begin_task), then [`epochs`](Self::epochs)
@@ -32,9 +35,10 @@ pub trait Method {
     /// One optimiser step; returns the loss, a scalar still on the device.
     fn observe(&mut self, batch: &Batch) -> Result<Tensor>;
 
-    /// The task's training is over.
-    fn end_task(&mut self, task: &Task) -> Result<()> {
-        let _ = task;
+    /// The task's training is over. Whoever looks at images here tells `progress` how many, batch by
+    /// batch, and passes its error on.
+    fn end_task(&mut self, task: &Task, progress: Progress<'_>) -> Result<()> {
+        let _ = (task, progress);
         Ok(())
     }
 

@@ -33,6 +33,8 @@ pub enum Event<'a> {
         /// The loss, where it was read back.
         loss: Option<f32>,
     },
+    /// This many more training images were looked at outside training steps (prototypes).
+    Looked(usize),
     /// The task is learned; its evaluation begins.
     Learned(&'a TaskInfo),
     /// This many more test images are evaluated.
@@ -95,7 +97,7 @@ pub fn run(
             passes += 1;
             train_epoch(method, task, epoch, view, &mut cost, watch)?;
         }
-        method.end_task(task)?;
+        method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;
         watch.on(Event::Learned(&task.info))?;
 
         let last = t + 1 == stream.tasks.len();

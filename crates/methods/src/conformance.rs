@@ -1,0 +1,218 @@
+//! The laws every method keeps, as one check for methods of ours and of others.
+//!
+//! A stream with unequal tasks, one of them of a single class and the last one odd, asks most of a
+//! method.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Tensor};
+use candlewick_core::{
+    Batch, Error, Method, Outcome, Result, RunOptions, State, Stream, Task, TaskInfo, View, run,
+};
+
+/// Makes a fresh method; called several times, it must give the same one.
+pub type Build<'a> = &'a dyn Fn() -> Result<Box<dyn Method>>;
+
+/// Runs every law over `stream`; `frozen` are the weights of the backbone that `build` uses. The error
+/// says which law is broken and where.
+pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor>) -> Result<()> {
+    let before = bits(frozen)?;
+    let mut method = build()?;
+    let mut seen: Vec<TaskInfo> = Vec::new();
+    for task in &stream.tasks {
+        let old = method.state()?;
+        learn(method.as_mut(), task, seen.len())?;
+        old_classes_stand_still(&old, &method.state()?, &task.info)?;
+        seen.push(task.info.clone());
+        test_batches_do_not_matter(method.as_ref(), task, task.info.classes.end)?;
+        saving_and_loading_changes_nothing(build, method.as_ref(), &seen, task)?;
+    }
+    resuming_is_the_same_run(build, stream, &method.state()?)?;
+    if bits(frozen)? != before {
+        return broken("frozen weights changed");
+    }
+    same_seed_same_numbers(build, stream)
+}
+
+fn learn(method: &mut dyn Method, task: &Task, index: usize) -> Result<()> {
+    method.begin_task(&task.info)?;
+    for epoch in 0..method.epochs() {
+        let view = View::Train {
+            seed: 1,
+            epoch: (index * 1000 + epoch) as u64,
+        };
+        for batch in task.train.batches(view, method.batch_size()) {
+            method.observe(&batch?)?;
+        }
+    }
+    method.end_task(task, &mut |_| Ok(()))
+}
+
+/// Whatever has a row per class keeps the rows of earlier tasks bit for bit.
+fn old_classes_stand_still(old: &State, new: &State, task: &TaskInfo) -> Result<()> {
+    let rows = task.classes.start;
+    for (name, before) in old {
+        let per_class = before.dims().first() == Some(&rows)
+            && new
+                .get(name)
+                .is_some_and(|t| t.dims().first() == Some(&task.classes.end));
+        if !per_class || rows == 0 {
+            continue;
+        }
+        let after = new[name].narrow(0, 0, rows)?;
+        if values(before)? != values(&after)? {
+            return broken(&format!(
+                "rows of old classes in `{name}` moved while task {} was learned",
+                task.index
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn test_batches_do_not_matter(method: &dyn Method, task: &Task, classes: usize) -> Result<()> {
+    let whole: Vec<Batch> = task.test.batches(View::Plain, 64).collect::<Result<_>>()?;
+    let mut expected: BTreeMap<u64, Vec<f32>> = BTreeMap::new();
+    for batch in &whole {
+        let scores = method.predict(&fresh(batch)?)?;
+        if scores.dims() != [batch.len(), classes] {
+            return broken(&format!(
+                "scores have shape {:?}, expected one per image and class seen, {:?}",
+                scores.dims(),
+                [batch.len(), classes]
+            ));
+        }
+        for (id, row) in batch.ids.iter().zip(scores.to_vec2()?) {
+            expected.insert(*id, row);
+        }
+    }
+    for (size, reversed) in [(1, false), (7, false), (7, true), (64, true)] {
+        for batch in regrouped(&whole, size, reversed)? {
+            let rows: Vec<Vec<f32>> = method.predict(&batch)?.to_vec2()?;
+            for (id, row) in batch.ids.iter().zip(rows) {
+                let want = &expected[id];
+                let close = want
+                    .iter()
+                    .zip(&row)
+                    .all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0));
+                if !close || label(want) != label(&row) {
+                    return broken(&format!(
+                        "image {id} of task {} is predicted {} in a batch of {size}, {} in a batch of 64",
+                        task.info.index,
+                        label(&row),
+                        label(want)
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn saving_and_loading_changes_nothing(
+    build: Build<'_>,
+    method: &dyn Method,
+    seen: &[TaskInfo],
+    task: &Task,
+) -> Result<()> {
+    let mut loaded = build()?;
+    loaded.restore(seen, &method.state()?)?;
+    for batch in task.test.batches(View::Plain, 16) {
+        let batch = fresh(&batch?)?;
+        let (a, b) = (method.predict(&batch)?, loaded.predict(&batch)?);
+        if values(&a)? != values(&b)? {
+            return broken(&format!(
+                "predictions differ after saving and loading behind task {}",
+                task.info.index
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Stop behind the first task, load, go on: the end is the same bit for bit.
+fn resuming_is_the_same_run(build: Build<'_>, stream: &Stream, end: &State) -> Result<()> {
+    let Some((first, rest)) = stream.tasks.split_first() else {
+        return broken("the stream has no task");
+    };
+    let mut method = build()?;
+    learn(method.as_mut(), first, 0)?;
+    let saved = method.state()?;
+    let mut resumed = build()?;
+    resumed.restore(std::slice::from_ref(&first.info), &saved)?;
+    for (i, task) in rest.iter().enumerate() {
+        learn(resumed.as_mut(), task, i + 1)?;
+    }
+    match bits(&resumed.state()?)? == bits(end)? {
+        true => Ok(()),
+        false => broken("a run resumed behind the first task ends elsewhere"),
+    }
+}
+
+fn same_seed_same_numbers(build: Build<'_>, stream: &Stream) -> Result<()> {
+    let once = || -> Result<Outcome> {
+        let options = RunOptions {
+            seed: 3,
+            eval_batch: 16,
+        };
+        run::run(build()?.as_mut(), stream, options, &mut ())
+    };
+    let (a, b) = (once()?, once()?);
+    match a.accuracy == b.accuracy && a.predictions == b.predictions {
+        true => Ok(()),
+        false => broken("two runs with one seed differ"),
+    }
+}
+
+fn broken<T>(problem: &str) -> Result<T> {
+    Err(Error::State {
+        problem: format!("broken law: {problem}"),
+    })
+}
+
+/// The same images under new ids, so that no memory of features answers.
+fn fresh(batch: &Batch) -> Result<Batch> {
+    Ok(Batch {
+        plain: false,
+        ..batch.clone()
+    })
+}
+
+fn regrouped(batches: &[Batch], size: usize, reversed: bool) -> Result<Vec<Batch>> {
+    let mut singles = Vec::new();
+    for batch in batches {
+        for i in 0..batch.len() {
+            singles.push((batch.images.narrow(0, i, 1)?, batch.labels[i], batch.ids[i]));
+        }
+    }
+    if reversed {
+        singles.reverse();
+    }
+    let group = |chunk: &[(Tensor, u32, u64)]| -> Result<Batch> {
+        let images: Vec<&Tensor> = chunk.iter().map(|(image, _, _)| image).collect();
+        Ok(Batch {
+            images: Tensor::cat(&images, 0)?,
+            labels: chunk.iter().map(|c| c.1).collect(),
+            ids: chunk.iter().map(|c| c.2).collect(),
+            plain: false,
+        })
+    };
+    singles.chunks(size).map(group).collect()
+}
+
+fn label(scores: &[f32]) -> usize {
+    let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(label, _)| label)
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<u32>> {
+    let values: Vec<f32> = tensor.flatten(0, D::Minus1)?.to_vec1()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}
+
+fn bits(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Vec<u32>>> {
+    tensors
+        .iter()
+        .map(|(name, t)| Ok((name.clone(), values(t)?)))
+        .collect()
+}

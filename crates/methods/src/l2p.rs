@@ -1,0 +1,204 @@
+//! L2P: a pool of prompts, chosen per image by matching its query feature with learned keys (Wang et
+//! al. 2022, "Learning to Prompt for Continual Learning").
+//!
+//! ```text
+//! q   = CLS of the plain backbone                          no gradient
+//! s_m = cos(q, key_m)                                      m = 1..M
+//! j   = the k largest s                                    per image
+//! x   = [CLS, prompt_j1 .. prompt_jk, patches]             prompts carry the CLS position (v1)
+//! z   = mean of the outputs of the k·L prompt tokens
+//! L   = CE(head(z) over the task's classes) − pull · mean_B Σ_j s_j
+//! ```
+//!
+//! Sources: `google-research/l2p:models/prompt.py` (98b10ea), `JH-LEE-KR/l2p-pytorch:prompt.py`
+//! (f7bc994). Prompts and head learn from the cross-entropy alone, keys from the pull alone.
+
+use std::sync::Arc;
+
+use candle_core::{D, Device, Tensor};
+use candlewick_core::backbone::l2_normalize;
+use candlewick_core::{
+    Backbone, Cue, Error, Init, Injection, Params, Pool, Position, Prompt, Prompted, Result, Site,
+    Span, Tokens, Train,
+};
+use serde::{Deserialize, Serialize};
+
+/// `[method] name = "l2p"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct L2p {
+    /// Prompts in the pool, `M`.
+    pub prompts: usize,
+    /// Tokens of a prompt, `L`.
+    pub length: usize,
+    /// Prompts chosen per image, `k`.
+    pub top_k: usize,
+    /// Weight of the pull of chosen keys towards the query, λ.
+    pub pull: f64,
+    /// Prompts start uniform between these two; the PyTorch ports have −1 and 1, JAX 0 and 0.01.
+    pub prompt_init: [f32; 2],
+    /// The same for keys.
+    pub key_init: [f32; 2],
+    /// Whether a batch chooses as one.
+    #[serde(default)]
+    pub batch_vote: BatchVote,
+}
+
+/// The published code lets the images of a batch vote for one set of prompts. At test this leaks the
+/// task, since test batches hold images of one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BatchVote {
+    /// Every image chooses for itself.
+    #[default]
+    Never,
+    /// In training alone.
+    Train,
+    /// In training and at test, as published for CIFAR-100. Predictions depend on the batch.
+    Always,
+}
+
+impl L2p {
+    /// Checks ranges by key.
+    pub fn check(&self) -> Result<()> {
+        for (key, value) in [("prompts", self.prompts), ("length", self.length)] {
+            if value == 0 {
+                let problem = "must be greater than 0, found 0";
+                return Err(Error::setting(format!("method.{key}"), problem));
+            }
+        }
+        if self.top_k == 0 || self.top_k > self.prompts {
+            let problem = format!(
+                "must be between 1 and method.prompts = {}, found {}",
+                self.prompts, self.top_k
+            );
+            return Err(Error::setting("method.top_k", problem));
+        }
+        if !self.pull.is_finite() {
+            let problem = format!("must be a number, found {}", self.pull);
+            return Err(Error::setting("method.pull", problem));
+        }
+        Ok(())
+    }
+
+    /// Names the departures from the default rule, for the record.
+    pub fn compat(&self) -> Vec<String> {
+        match self.batch_vote {
+            BatchVote::Never => vec![],
+            BatchVote::Train => vec!["l2p.batch_vote=train".into()],
+            BatchVote::Always => vec!["l2p.batch_vote=always".into()],
+        }
+    }
+
+    /// Draws prompts and keys from `seed`.
+    pub fn build(
+        &self,
+        backbone: Arc<dyn Backbone>,
+        train: Train,
+        seed: u64,
+    ) -> Result<Prompted<Pooled>> {
+        self.check()?;
+        Prompted::new(
+            backbone,
+            Pool::PromptMean,
+            train,
+            seed,
+            |backbone, params| Pooled::new(self.clone(), backbone.spec().dim, params),
+        )
+    }
+}
+
+/// The prompt pool.
+pub struct Pooled {
+    config: L2p,
+    prompts: Tensor,
+    keys: Tensor,
+}
+
+impl Pooled {
+    fn new(config: L2p, dim: usize, params: &mut Params) -> Result<Self> {
+        let (m, l) = (config.prompts, config.length);
+        let uniform = |[low, high]: [f32; 2]| Init::Uniform { low, high };
+        Ok(Self {
+            prompts: params.create("prompts", &[m, l, dim], uniform(config.prompt_init))?,
+            keys: params.create("keys", &[m, dim], uniform(config.key_init))?,
+            config,
+        })
+    }
+
+    /// `cos(q_b, key_m)`, `(B, M)`.
+    pub fn similarity(&self, query: &Tensor) -> Result<Tensor> {
+        let keys = l2_normalize(&self.keys)?;
+        Ok(l2_normalize(query)?.matmul(&keys.t()?)?)
+    }
+
+    /// The prompts each image gets, `k` numbers an image.
+    pub fn choose(&self, similarity: &Tensor, train: bool) -> Result<Vec<Vec<u32>>> {
+        let rows: Vec<Vec<f32>> = similarity.to_vec2()?;
+        let chosen: Vec<Vec<u32>> = rows
+            .iter()
+            .map(|row| largest(row, self.config.top_k))
+            .collect();
+        let vote = match self.config.batch_vote {
+            BatchVote::Never => false,
+            BatchVote::Train => train,
+            BatchVote::Always => true,
+        };
+        if !vote {
+            return Ok(chosen);
+        }
+        let mut votes = vec![0f32; self.config.prompts];
+        for &prompt in chosen.iter().flatten() {
+            votes[prompt as usize] += 1.0;
+        }
+        Ok(vec![largest(&votes, self.config.top_k); chosen.len()])
+    }
+}
+
+impl Prompt for Pooled {
+    fn inject(&self, site: Site, _: &Tensor, cue: &Cue) -> Result<Injection> {
+        let (Site::Embed, Some(query)) = (site, &cue.query) else {
+            return Ok(Injection::default());
+        };
+        let similarity = self.similarity(query)?;
+        let chosen = self.choose(&similarity, cue.train)?;
+        let (b, k) = (chosen.len(), self.config.top_k);
+        let ids = indices(chosen, (b, k), query.device())?;
+
+        let (_, length, dim) = self.prompts.dims3()?;
+        let picked = self.prompts.index_select(&ids.flatten_all()?, 0)?;
+        let tokens = Tokens {
+            values: picked.reshape((b, k * length, dim))?,
+            span: Span::ToTheEnd,
+            position: Position::Cls,
+        };
+        let aux_loss = match cue.train {
+            true => {
+                let matched = similarity.gather(&ids, D::Minus1)?.sum_all()?;
+                Some((matched * (-self.config.pull / b as f64))?)
+            }
+            false => None,
+        };
+        Ok(Injection {
+            tokens: Some(tokens),
+            aux_loss,
+            ..Injection::default()
+        })
+    }
+
+    fn wants_query(&self) -> bool {
+        true
+    }
+}
+
+/// Indices of the `k` largest values, the largest first, the smaller index where two are equal.
+fn largest(values: &[f32], k: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
+    order.truncate(k);
+    order
+}
+
+fn indices(rows: Vec<Vec<u32>>, shape: (usize, usize), device: &Device) -> Result<Tensor> {
+    Ok(Tensor::from_vec(rows.concat(), shape, device)?)
+}
