@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p candlewick-data`
 
+#![allow(clippy::expect_used)] // a benchmark without its pictures has nothing better to do than stop
+
 use std::hint::black_box;
 use std::path::Path;
 
@@ -29,10 +31,7 @@ fn images(criterion: &mut Criterion) {
             "jpeg 500x375",
             "tests/fixtures/preprocess/d_exif6_500x375.jpg",
         ),
-        (
-            "png 112x112",
-            "emoji-r-mini/train/avocado/fluent-emoji.png",
-        ),
+        ("png 112x112", "emoji-r-mini/train/avocado/fluent-emoji.png"),
     ];
     for (name, file) in files {
         let bytes = std::fs::read(root.join(file)).expect("a picture");

@@ -1,6 +1,9 @@
 //! The crate from outside: against Pillow and torchvision, against stored orders and splits, on folders on disk,
 //! and the loader under several threads.
 
+// Clippy's leave for tests does not reach the helpers of an integration test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "data/folders.rs"]
 mod folders;
 #[path = "data/loading.rs"]

@@ -147,14 +147,13 @@ fn labels_follow_the_order_and_tasks_are_consecutive() {
             .collect();
         assert_eq!(stream.class_names[task.info.classes.clone()], expected);
         assert_eq!(task.info.train_len, 2 * expected.len());
-        for index in 0..task.train.len() {
-            let label = task.train.labels()[index] as usize;
-            assert!(task.info.classes.contains(&label));
-            assert_eq!(
-                task.train.name(index),
-                format!("train/{}/{}", stream.class_names[label], index % 2)
-            );
-        }
+        let labels: Vec<u32> = task
+            .info
+            .classes
+            .clone()
+            .flat_map(|label| [label as u32; 2])
+            .collect();
+        assert_eq!(task.train.labels(), labels);
     }
     for (original, label) in numbers(&case["remapped_label_of_original"])
         .into_iter()
@@ -268,12 +267,13 @@ fn ids_are_unique_over_the_stream_and_stable() {
             (&task.test, &parts.test, 332),
         ] {
             let mut index = 0;
+            assert_eq!(split.image_name(999), "image 999 of another split");
             for batch in split.batches(View::Plain, 64) {
                 let batch = batch.unwrap();
                 assert!(batch.plain);
                 for (id, label) in batch.ids.iter().zip(&batch.labels) {
                     let id = *id as usize;
-                    assert_eq!(split.name(index), source.name(id - first));
+                    assert_eq!(split.image_name(id as u64), source.name(id - first));
                     assert_eq!(
                         stream.class_names[*label as usize],
                         source.classes()[source.label(id - first)]
