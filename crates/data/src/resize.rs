@@ -112,8 +112,13 @@ pub fn resize_window(
     let columns = Taps::new(source.width, size.1, window.left, window.width, filter);
     let rows = Taps::new(source.height, size.0, window.top, window.height, filter);
     let mut pixels = vec![0; 3 * window.width as usize * window.height as usize];
-    // The passes are plain loops; `dispatch` compiles them for AVX2 and AVX-512 as well and picks at run time.
-    pulp::Arch::new().dispatch(|| passes(image, source, &columns, &rows, &mut pixels));
+    pulp::Arch::new().dispatch(Passes {
+        image,
+        source,
+        columns: &columns,
+        rows: &rows,
+        out: &mut pixels,
+    });
     RgbImage::from_raw(window.width, window.height, pixels).unwrap_or_default()
 }
 
@@ -171,6 +176,26 @@ fn rounded(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
+/// Both passes. They are plain loops, which `dispatch` compiles for AVX2 and AVX-512 as well and chooses at run
+/// time; a closure would do in its place, were it sure to be inlined there. Sums stay far below 2^31; they wrap in
+/// the code so that the check for overflow in a debug build does not keep the loops from becoming SIMD.
+struct Passes<'a> {
+    image: &'a RgbImage,
+    source: Rect,
+    columns: &'a Taps,
+    rows: &'a Taps,
+    out: &'a mut [u8],
+}
+
+impl pulp::WithSimd for Passes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        passes(self.image, self.source, self.columns, self.rows, self.out);
+    }
+}
+
 #[inline(always)]
 fn passes(image: &RgbImage, source: Rect, columns: &Taps, rows: &Taps, out: &mut [u8]) {
     let needed = rows.reach();
@@ -191,7 +216,7 @@ fn passes(image: &RgbImage, source: Rect, columns: &Taps, rows: &Taps, out: &mut
         let lines = between[(start - needed.start) * length..].chunks_exact(length);
         for (line, weight) in lines.zip(weights) {
             for (sum, pixel) in sums.iter_mut().zip(line) {
-                *sum += i32::from(*pixel) * weight;
+                *sum = sum.wrapping_add(i32::from(*pixel).wrapping_mul(*weight));
             }
         }
         for (out, sum) in out.iter_mut().zip(&sums) {
@@ -231,7 +256,7 @@ fn horizontal(
             let mut sums = [HALF; 8];
             for (wide, weight) in wide[start - reach.start..].iter().zip(weights) {
                 for (sum, value) in sums.iter_mut().zip(wide) {
-                    *sum += value * weight;
+                    *sum = sum.wrapping_add(value.wrapping_mul(*weight));
                 }
             }
             for lane in 0..lines {
