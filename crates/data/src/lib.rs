@@ -44,7 +44,6 @@ pub use demo::{DEMO_ATTRIBUTION, demo};
 pub use error::{Error, Result};
 pub use folder::{Folder, FolderSource, TestSplit};
 pub use image::RgbImage;
-pub use image::RgbImage;
 pub use loader::{ImageSplit, Loader, OnCorrupt};
 pub use order::Order;
 pub use resize::{Interpolation, Rect};
