@@ -64,9 +64,9 @@ pub struct Preprocess {
     /// The filter of the resize.
     pub interpolation: Interpolation,
     /// Subtracted, per channel.
-    pub mean: [f32; 3],
+    pub mean: [f64; 3],
     /// Divided by, per channel.
-    pub std: [f32; 3],
+    pub std: [f64; 3],
 }
 
 /// A checkpoint: where it lies, how it is laid out, and what its tensors do not tell.
@@ -95,6 +95,18 @@ pub struct Card {
     pub file: String,
     /// Naming of the tensors.
     pub layout: Layout,
+    /// Width of a token. Absent where only the tensors tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+    /// Blocks. Absent where only the tensors tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Edge of a patch in pixels. Absent where only the tensors tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_size: Option<usize>,
+    /// Register tokens; 0 for all but the DINOv2 models that have them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub registers: usize,
     /// Attention heads. Absent only for bare `npz` files, whose attention tensors have a dimension of heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
@@ -125,6 +137,10 @@ impl Card {
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// A card shows itself as the TOML it was read from.

@@ -51,8 +51,8 @@ struct TimmPretrained {
     crop_pct: Option<f64>,
     crop_mode: Option<String>,
     interpolation: Option<String>,
-    mean: [f32; 3],
-    std: [f32; 3],
+    mean: [f64; 3],
+    std: [f64; 3],
 }
 
 #[derive(Deserialize)]
@@ -64,8 +64,8 @@ struct Processor {
     do_resize: Option<bool>,
     crop_size: Option<Size>,
     size: Option<Size>,
-    image_mean: Option<[f32; 3]>,
-    image_std: Option<[f32; 3]>,
+    image_mean: Option<[f64; 3]>,
+    image_std: Option<[f64; 3]>,
     resample: Option<u32>,
     rescale_factor: Option<f64>,
 }

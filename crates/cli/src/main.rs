@@ -1,2 +1,153 @@
-//! (being written)
-fn main() {}
+//! The `candlewick` command.
+
+mod demo;
+mod outlook;
+mod plot;
+mod prepare;
+mod recipe;
+mod record;
+mod run;
+mod table;
+mod watch;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use candlewick_methods::METHODS;
+use candlewick_models::{HubConfig, Options};
+use clap::{Parser, Subcommand};
+
+/// Continual learning with frozen pretrained vision models.
+#[derive(Parser)]
+#[command(name = "candlewick", version = env!("CANDLEWICK_VERSION"))]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a recipe: learn its tasks one by one and report accuracy on everything seen
+    Run(run::RunArgs),
+    /// Run three methods on the images and the backbone inside this program
+    Demo(demo::DemoArgs),
+    /// List, show and fetch pretrained backbones
+    #[command(subcommand)]
+    Backbones(Backbones),
+    /// List the methods
+    Methods,
+    /// Show one run, or put several side by side and say whether they may be compared
+    Report {
+        /// Run directories
+        #[arg(required = true, value_name = "DIR")]
+        dirs: Vec<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Backbones {
+    /// All cards
+    List,
+    /// One card
+    Show {
+        /// Name of a card, or its Hub id
+        name: String,
+    },
+    /// Fetch the weights into the Hub cache
+    Pull {
+        /// Name of a card, or a Hub id
+        name: String,
+        /// Branch, tag or commit instead of the card's
+        #[arg(long)]
+        revision: Option<String>,
+        /// File of the repository instead of the card's
+        #[arg(long)]
+        file: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Backbones(command) => backbones(command),
+        Command::Methods => methods(),
+        Command::Report { dirs } => report(&dirs),
+    };
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    match error.downcast_ref::<candlewick_core::Error>() {
+        Some(candlewick_core::Error::Interrupted) => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Text on standard output; a reader that went away is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+fn methods() -> Result<()> {
+    let rows = METHODS.iter().map(|m| {
+        let trains = if m.trains { "yes" } else { "no" };
+        vec![m.name.into(), m.what.into(), trains.into(), m.paper.into()]
+    });
+    print(&table::list(&["method", "what", "[train]", "paper"], rows))
+}
+
+fn backbones(command: Backbones) -> Result<()> {
+    match command {
+        Backbones::List => {
+            let rows = candlewick_models::list().iter().map(|card| {
+                let millions = card
+                    .parameters
+                    .map_or("?".into(), |p| format!("{:.1} M", p as f64 / 1e6));
+                let licence = card.licence.clone().unwrap_or_else(|| "?".into());
+                vec![card.name.clone(), millions, licence, card.about.clone()]
+            });
+            print(&table::list(&["backbone", "size", "licence", "what"], rows))
+        }
+        Backbones::Show { name } => match candlewick_models::find(&name) {
+            Some(card) => print(&format!("{card}\n")),
+            None => bail!("there is no card `{name}`; `candlewick backbones list` names them all"),
+        },
+        Backbones::Pull {
+            name,
+            revision,
+            file,
+        } => {
+            let bar = watch::Download::new();
+            let mut options = Options::new(HubConfig::from_env()?);
+            options.revision = revision;
+            options.file = file;
+            options.progress = Some(&bar);
+            let located = candlewick_models::resolve(&name, &options)?;
+            print(&format!(
+                "{} is here ({})\nsha256 {}\n",
+                located.card.name, located.origin, located.sha256
+            ))
+        }
+    }
+}
+
+fn report(dirs: &[PathBuf]) -> Result<()> {
+    let reports: Vec<_> = dirs
+        .iter()
+        .map(|dir| record::read_report(dir))
+        .collect::<Result<_>>()?;
+    if let [report] = reports.as_slice() {
+        return print(&format!("{}\n{}", report.method, table::single(report)));
+    }
+    let names: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    print(&table::side_by_side(
+        &names,
+        &reports.iter().collect::<Vec<_>>(),
+    ))
+}

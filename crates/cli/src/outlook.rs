@@ -1,0 +1,110 @@
+//! `--dry-run`: what a run would do, before anything is downloaded or trained.
+
+use anyhow::Result;
+use candlewick_core::Spec;
+
+use crate::prepare::{Outlook, Plan};
+use crate::table;
+use crate::watch::megabytes;
+
+pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
+    let mut text = String::new();
+    let about = plan.method.about();
+    text += &format!("method    {}: {}\n", about.name, about.what);
+    let recipe = &plan.recipe;
+    let here = match &outlook.located {
+        Some(located) => format!("here ({})", located.origin),
+        None => "not here, would be fetched".to_owned(),
+    };
+    text += &format!("backbone  {}: {here}\n", recipe.backbone.label());
+    match plan.spec(outlook)? {
+        Some(spec) => {
+            text += &format!(
+                "          {} blocks of width {}, {} heads, patch {}, {} px: {} tokens, {:.1} M parameters\n",
+                spec.depth,
+                spec.dim,
+                spec.heads,
+                spec.patch_size,
+                spec.image_size,
+                spec.tokens(),
+                spec.parameters as f64 / 1e6
+            );
+            text += &format!(
+                "trainable {} parameters after the last task\n",
+                plan.trainable(&spec)?
+            );
+            text += &format!("memory    about {}\n", megabytes(memory(plan, &spec)));
+        }
+        None => {
+            text += "          its sizes are known once it is here: candlewick backbones pull\n";
+        }
+    }
+    let rows = plan.stream.tasks.iter().map(|task| {
+        let info = &task.info;
+        vec![
+            (info.index + 1).to_string(),
+            info.classes.len().to_string(),
+            info.train_len.to_string(),
+            info.test_len.to_string(),
+            preview(&plan.stream.class_names[info.classes.clone()]),
+        ]
+    });
+    text += &format!(
+        "\n{}",
+        table::list(
+            &[
+                "task",
+                "classes",
+                "train images",
+                "test images",
+                "first classes"
+            ],
+            rows
+        )
+    );
+    let total = |f: fn(&candlewick_core::TaskInfo) -> usize| -> usize {
+        plan.stream.tasks.iter().map(|t| f(&t.info)).sum()
+    };
+    text += &format!(
+        "{} classes, {} training and {} test images in all\n",
+        plan.stream.classes(),
+        total(|t| t.train_len),
+        total(|t| t.test_len)
+    );
+    Ok(text)
+}
+
+fn preview(names: &[String]) -> String {
+    let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    match names.len() > 3 {
+        true => format!("{shown}, ..."),
+        false => shown,
+    }
+}
+
+/// Bytes that a run will have in use at its height: weights, the tensors alive in a forward pass or kept for a
+/// backward one, decoded images waiting, and remembered features.
+fn memory(plan: &Plan, spec: &Spec) -> u64 {
+    let f32s = |n: usize| 4 * n as u64;
+    let weights = f32s(spec.parameters);
+    let prompts = 32; // room for prompts of the usual length
+    let tokens = spec.tokens() + prompts;
+    let (d, scores) = (spec.dim, spec.heads * tokens * tokens);
+    // Alive at once in a plain block: residual, norm, qkv and its split, scores twice; or the MLP.
+    let alive = (tokens * 8 * d + 2 * scores).max(tokens * (2 * d + 3 * spec.mlp_dim));
+    let looking = f32s(plan.recipe.data.eval_batch * alive);
+    // Kept by every block for the backward pass.
+    let kept = spec.depth * (tokens * (24 * d + 4 * spec.mlp_dim) + 5 * scores);
+    let training = match &plan.recipe.train {
+        Some(train) if plan.method.about().name != "linear" => f32s(train.batch * kept),
+        _ => 0,
+    };
+    let images: usize = plan
+        .stream
+        .tasks
+        .iter()
+        .map(|t| t.info.train_len + t.info.test_len)
+        .sum();
+    let waiting = f32s(3 * plan.recipe.data.eval_batch * 3 * spec.image_size * spec.image_size);
+    weights + looking.max(training) + waiting + f32s(images * d)
+}

@@ -1,0 +1,138 @@
+//! The two pictures of a run directory.
+
+use anyhow::{Result, anyhow};
+use candlewick_core::Report;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+const MICRO: RGBColor = RGBColor(31, 119, 180);
+const MACRO: RGBColor = RGBColor(255, 127, 14);
+const INK: RGBColor = RGBColor(60, 60, 60);
+
+/// Accuracy on all classes seen, after each task.
+pub fn curve(report: &Report) -> Result<String> {
+    let mut svg = String::new();
+    draw_curve(report, &mut svg).map_err(|e| anyhow!("curve.svg: {e}"))?;
+    Ok(svg)
+}
+
+/// Accuracy on each task after each task, as a triangle of coloured cells.
+pub fn matrix(report: &Report) -> Result<String> {
+    let mut svg = String::new();
+    draw_matrix(report, &mut svg).map_err(|e| anyhow!("matrix.svg: {e}"))?;
+    Ok(svg)
+}
+
+type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
+fn draw_curve(report: &Report, svg: &mut String) -> Drawn {
+    let root = SVGBackend::with_string(svg, (720, 440)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let seen: Vec<f64> = report
+        .tasks
+        .iter()
+        .scan(0, |sum, task| {
+            *sum += task.classes.len();
+            Some(*sum as f64)
+        })
+        .collect();
+    let most = seen.last().copied().unwrap_or(1.0);
+    let title = format!("{} on {}", report.method, report.fingerprint.backbone);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, ("sans-serif", 18).into_font().color(&INK))
+        .margin(14)
+        .x_label_area_size(42)
+        .y_label_area_size(52)
+        .build_cartesian_2d(0.0..most * 1.02, 0.0..100.0)?;
+    chart
+        .configure_mesh()
+        .x_desc("classes seen")
+        .y_desc("accuracy on them, %")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .axis_desc_style(("sans-serif", 14).into_font().color(&INK))
+        .label_style(("sans-serif", 12).into_font().color(&INK))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .draw()?;
+    let accuracy = &report.session_accuracy;
+    let same = accuracy
+        .micro
+        .iter()
+        .zip(&accuracy.macro_)
+        .all(|(a, b)| (a - b).abs() < 0.05);
+    let mut lines = vec![("micro (per image)", MICRO, &accuracy.micro)];
+    match same {
+        true => lines[0].0 = "micro = macro",
+        false => lines.push(("macro (per task)", MACRO, &accuracy.macro_)),
+    }
+    for (label, colour, values) in lines {
+        let points: Vec<(f64, f64)> = seen.iter().copied().zip(values.iter().copied()).collect();
+        chart
+            .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?
+            .label(label)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        chart.draw_series(points.iter().map(|&p| Circle::new(p, 4, colour.filled())))?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerLeft)
+        .background_style(WHITE.mix(0.8))
+        .border_style(RGBColor(200, 200, 200))
+        .label_font(("sans-serif", 13).into_font().color(&INK))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}
+
+fn draw_matrix(report: &Report, svg: &mut String) -> Drawn {
+    let tasks = report.tasks.len() as i32;
+    let cell = (560 / tasks.max(1)).clamp(22, 64);
+    let (left, top) = (70, 64);
+    let size = (left + cell * tasks + 20, top + cell * tasks + 20);
+    let size = (size.0.max(360) as u32, size.1 as u32);
+    let root = SVGBackend::with_string(svg, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    let centred = Pos::new(HPos::Center, VPos::Center);
+    let text =
+        |size: i32, colour: &RGBColor| ("sans-serif", size).into_font().color(colour).pos(centred);
+    let heading = ("sans-serif", 15).into_font().color(&INK);
+    let title = format!(
+        "{}: accuracy in % on task (column) after task (row)",
+        report.method
+    );
+    root.draw(&Text::new(title, (12, 12), heading))?;
+    let label = (cell / 3).clamp(9, 14);
+    for t in 0..tasks {
+        let middle = t * cell + cell / 2;
+        let number = (t + 1).to_string();
+        root.draw(&Text::new(
+            number.clone(),
+            (left + middle, top - 12),
+            text(label, &INK),
+        ))?;
+        root.draw(&Text::new(
+            number,
+            (left - 16, top + middle),
+            text(label, &INK),
+        ))?;
+    }
+    for (t, row) in report.accuracy_matrix.iter().enumerate() {
+        for (i, accuracy) in row.iter().enumerate() {
+            let (x, y) = (left + i as i32 * cell, top + t as i32 * cell);
+            let corners = [(x + 1, y + 1), (x + cell - 1, y + cell - 1)];
+            root.draw(&Rectangle::new(corners, shade(*accuracy).filled()))?;
+            let ink = if *accuracy > 55.0 { WHITE } else { INK };
+            let at = (x + cell / 2, y + cell / 2);
+            root.draw(&Text::new(format!("{accuracy:.0}"), at, text(label, &ink)))?;
+        }
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// From white (0 %) to deep blue (100 %).
+fn shade(percent: f64) -> RGBColor {
+    let mix = |from: f64, to: f64| (from + (to - from) * percent / 100.0).clamp(0.0, 255.0) as u8;
+    RGBColor(mix(245.0, 8.0), mix(248.0, 64.0), mix(252.0, 129.0))
+}

@@ -1,0 +1,293 @@
+//! From a recipe to the things a run is made of.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use candle_core::{Device, Tensor};
+use candlewick_core::report::{class_order_hash, hex};
+use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream};
+use candlewick_data::{Loader, Parts, Preprocess, class_incremental, demo};
+use candlewick_methods::MethodConfig;
+use candlewick_models::{Card, HubConfig, Located, Options, Progress};
+use candlewick_vit::{Vit, Weights};
+use sha2::{Digest as _, Sha256};
+
+use crate::recipe::Recipe;
+
+/// A recipe whose parts have been found to fit each other, before anything heavy is done.
+pub struct Plan {
+    /// With everything filled in; written to `config.toml`.
+    pub recipe: Recipe,
+    pub method: MethodConfig,
+    pub stream: Stream,
+    pub loader: Loader,
+    pub preprocess: Preprocess,
+    pub device: Device,
+    pub threads: usize,
+    parts: Parts,
+}
+
+/// A backbone that is loaded.
+pub struct Loaded {
+    pub vit: Arc<Vit>,
+    pub located: Located,
+}
+
+impl Plan {
+    /// Checks everything but the weights themselves. Nothing is downloaded as long as a card tells enough; only a
+    /// Hub id without one is fetched here, and only if `fetch` is given.
+    pub fn new(
+        recipe: Recipe,
+        origin: &str,
+        fetch: Option<&dyn Progress>,
+    ) -> Result<(Self, Outlook)> {
+        let method = recipe.method(origin)?;
+        method
+            .check(recipe.train.as_ref())
+            .with_context(|| origin.to_owned())?;
+        let device = device(&recipe.device)?;
+        let threads = match recipe.threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism()?.get(),
+        };
+        let parts = match recipe.folder() {
+            Some(folder) => folder.open()?,
+            None => demo()?,
+        };
+        if let (None, Some(expected)) = (&recipe.data.path, recipe.data.expected_images) {
+            parts.expect_images(expected, "emoji-r-mini")?;
+        }
+        let outlook = Outlook::of(&recipe, fetch)?;
+        let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref())?;
+        let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
+            .map_err(|e| anyhow!(e.within("preprocess")))?;
+        let stream = class_incremental(&parts, &recipe.stream.class_incremental(), &loader)
+            .map_err(|e| anyhow!(e.within("stream")))?;
+        let mut recipe = recipe;
+        recipe.preprocess = toml::Table::try_from(&preprocess)?;
+        recipe.threads = Some(threads);
+        let plan = Self {
+            recipe,
+            method,
+            stream,
+            loader,
+            preprocess,
+            device,
+            threads,
+            parts,
+        };
+        Ok((plan, outlook))
+    }
+
+    /// The side of the images the backbone will see.
+    fn image_size(&self) -> Result<usize> {
+        match self.loader.transform().size() {
+            (h, w) if h == w => Ok(h),
+            (h, w) => bail!(
+                "[preprocess]: images become {h}x{w}, but the backbone needs square ones; set crop"
+            ),
+        }
+    }
+
+    /// Finds the weights, fetching them if need be, and loads them.
+    pub fn load(&self, progress: &dyn Progress) -> Result<Loaded> {
+        let located = locate(&self.recipe, HubConfig::from_env()?, Some(progress))?;
+        let vit = load_vit(&self.recipe, &located, self.image_size()?, &self.device)?;
+        Ok(Loaded {
+            vit: Arc::new(vit),
+            located,
+        })
+    }
+
+    /// A fresh method.
+    pub fn build(&self, backbone: Arc<dyn Backbone>) -> Result<Box<dyn Method>> {
+        let recipe = &self.recipe;
+        let method = self.method.build(
+            backbone,
+            recipe.train.as_ref(),
+            recipe.data.eval_batch,
+            recipe.seed,
+        )?;
+        Ok(method)
+    }
+
+    pub fn fingerprint(&self, loaded: &Loaded) -> Fingerprint {
+        let split = [
+            self.parts.train.fingerprint(),
+            self.parts.test.fingerprint(),
+        ];
+        Fingerprint {
+            backbone: self.recipe.backbone.label(),
+            weights: loaded.located.sha256.clone(),
+            depth: loaded.vit.spec().depth,
+            preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
+            split: hex(&Sha256::digest(split.concat())),
+            class_order: class_order_hash(&self.stream),
+            code: env!("CANDLEWICK_VERSION").into(),
+            device: self.recipe.device.clone(),
+            dtype: "f32".into(),
+            seed: self.recipe.seed,
+            compat: self.method.compat(),
+        }
+    }
+
+    /// Sizes of the backbone: read from the weights where they are here, else from the card.
+    pub fn spec(&self, outlook: &Outlook) -> Result<Option<Spec>> {
+        let size = self.image_size()?;
+        if let Some(located) = &outlook.located {
+            let vit = load_vit(&self.recipe, located, size, &Device::Cpu)?;
+            return Ok(Some(vit.spec().clone()));
+        }
+        let card = &outlook.card;
+        let (Some(dim), Some(depth), Some(patch_size)) = (card.width, card.depth, card.patch_size)
+        else {
+            return Ok(None);
+        };
+        if !size.is_multiple_of(patch_size) {
+            bail!(
+                "[preprocess]: {size} px is not a multiple of the patch size {patch_size} of `{}`; set crop",
+                card.name
+            );
+        }
+        let used = self.recipe.backbone.depth.unwrap_or(depth);
+        if used == 0 || used > depth {
+            bail!(
+                "backbone.depth: found {used}, but `{}` has {depth} blocks",
+                card.name
+            );
+        }
+        Ok(Some(Spec {
+            image_size: size,
+            patch_size,
+            dim,
+            depth: used,
+            heads: card.heads.unwrap_or(dim / 64),
+            mlp_dim: 4 * dim,
+            registers: card.registers,
+            parameters: card.parameters.unwrap_or(0) as usize,
+        }))
+    }
+
+    /// Trainable values after the last task, counted on the method itself.
+    pub fn trainable(&self, spec: &Spec) -> Result<usize> {
+        let mut method = self.build(Arc::new(Blueprint(spec.clone())))?;
+        for task in &self.stream.tasks {
+            method.begin_task(&task.info)?;
+        }
+        Ok(method.trainable())
+    }
+}
+
+/// What is known of a backbone without fetching anything.
+pub struct Outlook {
+    pub card: Card,
+    /// Where it is, if it is here already.
+    pub located: Option<Located>,
+}
+
+impl Outlook {
+    fn of(recipe: &Recipe, fetch: Option<&dyn Progress>) -> Result<Self> {
+        let mut offline = HubConfig::from_env()?;
+        offline.offline = true;
+        let here = match locate(recipe, offline, None) {
+            Ok(located) => located,
+            Err(error) => {
+                let name = recipe.backbone.name.as_deref().unwrap_or_default();
+                let card = candlewick_models::find(name.split('@').next().unwrap_or_default());
+                match (card, fetch) {
+                    (Some(card), _) => {
+                        return Ok(Self {
+                            card: card.clone(),
+                            located: None,
+                        });
+                    }
+                    (None, Some(_)) if recipe.backbone.name.is_some() => {
+                        locate(recipe, HubConfig::from_env()?, fetch)?
+                    }
+                    _ => return Err(error),
+                }
+            }
+        };
+        Ok(Self {
+            card: here.card.clone(),
+            located: Some(here),
+        })
+    }
+}
+
+fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) -> Result<Located> {
+    let table = &recipe.backbone;
+    let mut options = Options::new(hub);
+    options.revision = table.revision.clone();
+    options.file = table.file.clone();
+    options.card = table.card.clone();
+    options.progress = progress;
+    let name = match (&table.path, &table.name) {
+        // A path is never mistaken for a card or an id.
+        (Some(path), _) => path_name(path.clone()),
+        (None, name) => name.clone().unwrap_or_default(),
+    };
+    Ok(candlewick_models::resolve(&name, &options)?)
+}
+
+fn path_name(path: PathBuf) -> String {
+    match path.is_absolute() || path.starts_with(".") || path.starts_with("..") {
+        true => path.display().to_string(),
+        false => PathBuf::from(".").join(path).display().to_string(),
+    }
+}
+
+fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
+    let weights = match &located.weights {
+        candlewick_models::Weights::Path(path) => Weights::open(path)?,
+        candlewick_models::Weights::Embedded(bytes) => {
+            Weights::embedded(&located.card.name, bytes)?
+        }
+    };
+    let options = candlewick_vit::Options {
+        heads: recipe.backbone.heads.or(located.card.heads),
+        eps: Some(located.card.eps),
+        image_size: Some(size),
+        depth: recipe.backbone.depth,
+    };
+    Ok(Vit::load(&weights, &options, device)?)
+}
+
+fn device(name: &str) -> Result<Device> {
+    let (kind, ordinal) = match name.split_once(':') {
+        Some((kind, n)) => (kind, n.parse().ok()),
+        None => (name, Some(0)),
+    };
+    let Some(ordinal) = ordinal else {
+        bail!("device: `{name}`: expected a number behind the colon, as in \"cuda:0\"");
+    };
+    let result = match kind {
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Device::new_cuda(ordinal),
+        "metal" => Device::new_metal(ordinal),
+        _ => bail!("device: found `{name}`, expected \"cpu\", \"cuda\" or \"metal\""),
+    };
+    result.map_err(|e| {
+        anyhow!("device: `{name}` cannot be used ({e}); build with --features {kind}, or set device = \"cpu\"")
+    })
+}
+
+/// A backbone of known sizes without weights: enough to count what a method would train.
+struct Blueprint(Spec);
+
+impl Backbone for Blueprint {
+    fn spec(&self) -> &Spec {
+        &self.0
+    }
+
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
+    fn forward(&self, _: &Tensor, _: &dyn Prompt, _: &Cue) -> candlewick_core::Result<Features> {
+        Err(candlewick_core::Error::State {
+            problem: "a blueprint of a backbone cannot look at images".into(),
+        })
+    }
+}

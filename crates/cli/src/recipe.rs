@@ -1,0 +1,434 @@
+//! A recipe: everything a run depends on, as TOML.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use candlewick_core::Train;
+use candlewick_data::{ClassIncremental, Folder, OnCorrupt, Order, Preprocess, TestSplit};
+use candlewick_methods::{METHODS, MethodConfig};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// The tables and keys of a recipe. Hyper-parameters have no defaults; what belongs to the machine
+/// has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub seed: u64,
+    #[serde(default)]
+    pub precision: Precision,
+    #[serde(default = "cpu")]
+    pub device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    pub data: DataTable,
+    pub stream: StreamTable,
+    pub backbone: BackboneTable,
+    /// Laid over the preprocessing of the backbone's card.
+    #[serde(default)]
+    pub preprocess: Table,
+    /// `name` and the method's own keys.
+    pub method: Table,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<Train>,
+}
+
+/// Number format of the backbone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The fastest that is known to keep the numbers; f32 at present.
+    #[default]
+    Auto,
+    F32,
+}
+
+fn cpu() -> String {
+    "cpu".into()
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataTable {
+    /// A data set inside the program: `emoji-r-mini`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Or a folder with `train/` and `test/`, or with class folders and `split`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<TestSplit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_images: Option<[usize; 2]>,
+    #[serde(default)]
+    pub on_corrupt: OnCorrupt,
+    /// Images per forward pass where nothing is trained.
+    #[serde(default = "eval_batch")]
+    pub eval_batch: usize,
+}
+
+fn eval_batch() -> usize {
+    32
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamTable {
+    #[serde(default)]
+    pub kind: StreamKind,
+    #[serde(default)]
+    pub first: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub increment: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<Vec<usize>>,
+    #[serde(default)]
+    pub order: Order,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StreamKind {
+    #[default]
+    ClassIncremental,
+}
+
+impl StreamTable {
+    pub fn class_incremental(&self) -> ClassIncremental {
+        ClassIncremental {
+            first: self.first,
+            increment: self.increment,
+            sizes: self.sizes.clone(),
+            order: self.order.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneTable {
+    /// A card's name or a Hub id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Or a folder or file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The card whose facts hold for `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Blocks to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Attention heads, where neither card nor config tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+}
+
+impl BackboneTable {
+    /// What names it in messages and reports.
+    pub fn label(&self) -> String {
+        match (&self.name, &self.path) {
+            (Some(name), _) => name.clone(),
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file and lays `--set` over it.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            anyhow!(
+                "{}: {e}; give the path of a recipe, such as those in examples/recipes",
+                path.display()
+            )
+        })?;
+        Self::parse(&text, &path.display().to_string(), sets)
+    }
+
+    /// `origin` names the recipe in messages.
+    pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self> {
+        let mut table: Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| anyhow!("{origin}: not valid TOML: {e}"))?;
+        for set in sets {
+            overlay(&mut table, set)?;
+        }
+        order_by_seed(&mut table);
+        let recipe: Self = typed(table, "", origin)?;
+        recipe.method(origin)?;
+        recipe.check().with_context(|| origin.to_owned())?;
+        Ok(recipe)
+    }
+
+    /// The method and its settings.
+    pub fn method(&self, origin: &str) -> Result<MethodConfig> {
+        let mut settings = self.method.clone();
+        let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+        let name = match settings.remove("name") {
+            Some(Value::String(name)) => name,
+            _ => bail!("{origin}: [method] needs `name`, one of {}", quoted(&names)),
+        };
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(Value::Table(settings), &mut track);
+        match MethodConfig::read(&name, tracked) {
+            Ok(Some(method)) => Ok(method),
+            Ok(None) => bail!(
+                "{origin}: there is no method `{name}`{}; there are {}",
+                nearest(&name, &names),
+                quoted(&names)
+            ),
+            Err(e) => Err(explain(
+                &e.to_string(),
+                &track.path().to_string(),
+                "method",
+                origin,
+            )),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match (&self.data.name, &self.data.path) {
+            (Some(name), None) if name != DEMO => {
+                bail!(
+                    "data.name: there is no data set `{name}` inside candlewick, only `{DEMO}`; set data.path to a folder"
+                )
+            }
+            (Some(_), Some(_)) | (None, None) => {
+                bail!("[data] needs either `name` (\"{DEMO}\") or `path` (a folder)")
+            }
+            (Some(_), None) if self.data.split.is_some() => {
+                bail!("data.split: `{DEMO}` has its own training and test images; remove it")
+            }
+            _ => {}
+        }
+        match (&self.backbone.name, &self.backbone.path) {
+            (Some(_), Some(_)) | (None, None) => {
+                bail!(
+                    "[backbone] needs either `name` (a card or a Hub id) or `path` (a folder or file)"
+                )
+            }
+            _ => {}
+        }
+        if self.data.eval_batch == 0 {
+            bail!("data.eval_batch: must be greater than 0, found 0");
+        }
+        if self.threads == Some(0) {
+            bail!("threads: must be greater than 0, found 0; leave it out for all cores");
+        }
+        Ok(())
+    }
+
+    /// The folder to read; `None` for the data inside the program.
+    pub fn folder(&self) -> Option<Folder> {
+        self.data.path.as_ref().map(|path| Folder {
+            path: path.clone(),
+            split: self.data.split,
+            expected_images: self.data.expected_images,
+        })
+    }
+
+    /// The card's preprocessing with the recipe's keys laid over it.
+    pub fn preprocess(&self, card: Option<&candlewick_models::Preprocess>) -> Result<Preprocess> {
+        let mut table = match card {
+            Some(card) => Table::try_from(card)?,
+            None => Table::new(),
+        };
+        table.extend(self.preprocess.clone());
+        if card.is_none() && !table.contains_key("mean") {
+            bail!(
+                "[preprocess]: nothing beside `{}` says how its images are prepared; set resize, crop, interpolation, mean and std",
+                self.backbone.label()
+            );
+        }
+        typed(table, "preprocess", "recipe")
+    }
+}
+
+/// The data set inside the program.
+pub const DEMO: &str = "emoji-r-mini";
+
+/// `key.path=value`; a value that is no TOML is taken as a string.
+fn overlay(table: &mut Table, set: &str) -> Result<()> {
+    let Some((key, text)) = set.split_once('=') else {
+        bail!("--set {set}: expected KEY=VALUE, for example --set train.lr=0.01");
+    };
+    let (key, text) = (key.trim(), text.trim());
+    let parsed: std::result::Result<Table, _> = format!("x = {text}").parse();
+    let value = match parsed.ok().and_then(|mut t| t.remove("x")) {
+        Some(value) => value,
+        None => Value::String(text.to_owned()),
+    };
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut at = table;
+    for part in parts {
+        let next = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        at = match next {
+            Value::Table(next) => next,
+            _ => bail!("--set {set}: `{part}` is a value, not a table"),
+        };
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// `order = "seed"` shuffles the classes with the run's own seed, as numpy does.
+fn order_by_seed(table: &mut Table) {
+    let seed = table.get("seed").cloned();
+    if let Some(Value::Table(stream)) = table.get_mut("stream")
+        && stream.get("order").and_then(Value::as_str) == Some("seed")
+        && let Some(seed) = seed
+    {
+        let numpy = Table::from_iter([("numpy".to_owned(), seed)]);
+        stream.insert("order".into(), Value::Table(numpy));
+    }
+}
+
+/// Turns a table into `T`; an error names the full key, and for an unknown one the nearest known.
+fn typed<T: DeserializeOwned>(table: Table, scope: &str, origin: &str) -> Result<T> {
+    serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+        let path = e.path().to_string();
+        explain(&e.into_inner().to_string(), &path, scope, origin)
+    })
+}
+
+fn explain(message: &str, path: &str, scope: &str, origin: &str) -> anyhow::Error {
+    let message = message.trim();
+    let path = if path == "." { "" } else { path };
+    let full = |path: &str| {
+        let parts = [scope, path];
+        let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+        parts.join(".")
+    };
+    // serde names the unknown key first and then the known ones, all between backticks.
+    let ticked: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    if message.starts_with("unknown field")
+        && let Some((unknown, known)) = ticked.split_first()
+    {
+        let table = match path.strip_suffix(unknown) {
+            Some(table) => full(table.trim_end_matches('.')),
+            None => full(path),
+        };
+        let key = match table.is_empty() {
+            true => (*unknown).to_owned(),
+            false => format!("{table}.{unknown}"),
+        };
+        let valid = match known.is_empty() {
+            true => "this table has no keys".to_owned(),
+            false => format!("valid keys are {}", quoted(known)),
+        };
+        return anyhow!(
+            "{origin}: unknown key `{key}`{}; {valid}",
+            nearest(unknown, known)
+        );
+    }
+    match full(path) {
+        key if key.is_empty() => anyhow!("{origin}: {message}"),
+        key => anyhow!("{origin}: `{key}`: {message}"),
+    }
+}
+
+fn nearest(word: &str, known: &[&str]) -> String {
+    let distance = |k: &&&str| strsim::damerau_levenshtein(word, k);
+    match known.iter().min_by_key(distance) {
+        Some(best) if distance(&best) <= 1 + word.len() / 3 => format!(", did you mean `{best}`?"),
+        _ => String::new(),
+    }
+}
+
+fn quoted(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|w| format!("`{w}`")).collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        seed = 1
+        [data]
+        name = "emoji-r-mini"
+        [stream]
+        increment = 10
+        order = "seed"
+        [backbone]
+        name = "vit-micro"
+        [method]
+        name = "linear"
+        [train]
+        epochs = 1
+        batch = 8
+        optimizer = "adam"
+        lr = 0.01
+    "#;
+
+    fn error(sets: &[&str]) -> String {
+        let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
+        let result = Recipe::parse(GOOD, "r.toml", &sets);
+        format!(
+            "{:#}",
+            result.err().map_or_else(|| anyhow!("no error"), |e| e)
+        )
+    }
+
+    #[test]
+    fn a_recipe_survives_being_written_out() {
+        let recipe = Recipe::parse(GOOD, "r.toml", &["seed=7".into()]).unwrap();
+        assert_eq!(recipe.stream.order, Order::Numpy(7));
+        let text = toml::to_string(&recipe).unwrap();
+        assert_eq!(Recipe::parse(&text, "again", &[]).unwrap(), recipe);
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest_valid_one() {
+        for (set, parts) in [
+            ("train.lrr=1", ["`train.lrr`", "did you mean `lr`"]),
+            ("sed=1", ["`sed`", "did you mean `seed`"]),
+            (
+                "stream.incremnt=1",
+                ["`stream.incremnt`", "did you mean `increment`"],
+            ),
+            (
+                "method.top_k=3",
+                ["`method.top_k`", "this table has no keys"],
+            ),
+            ("method.name=l2q", ["no method `l2q`", "did you mean `l2p`"]),
+            (
+                "data.split.fraction=1",
+                ["`data.split.fraction`", "`test_fraction`"],
+            ),
+        ] {
+            let text = error(&[set]);
+            for part in parts {
+                assert!(text.contains(part), "{set}: {text}");
+            }
+            assert!(text.contains("r.toml"), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        for (set, part) in [
+            ("train.epochs=\"many\"", "`train.epochs`"),
+            ("device=1", "`device`"),
+            ("precision=f64", "`precision`"),
+            ("data.eval_batch=0", "data.eval_batch"),
+            ("data.path=x", "either `name`"),
+            ("threads=0", "threads"),
+            ("backbone.path=x", "either `name`"),
+            ("data.name=cifar", "`cifar`"),
+            ("seed", "expected KEY=VALUE"),
+            ("seed.x=1", "is a value, not a table"),
+        ] {
+            assert!(error(&[set]).contains(part), "{set}: {}", error(&[set]));
+        }
+    }
+}

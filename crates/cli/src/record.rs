@@ -1,0 +1,238 @@
+//! The run directory: written file by file to temporary names, synced and renamed, `report.json` last. A directory
+//! without it is a run that did not end.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use candlewick_core::{Outcome, Report, State, Stream, Summary};
+use safetensors::tensor::TensorView;
+use serde::Serialize;
+
+use crate::plot;
+use crate::watch::TaskTime;
+
+/// Written last.
+pub const REPORT: &str = "report.json";
+
+/// Figures that depend on the machine, kept apart from the report.
+#[derive(Debug, Serialize)]
+pub struct Timing {
+    pub seconds: f64,
+    pub load_seconds: f64,
+    pub threads: usize,
+    /// `None` where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    pub tasks: Vec<TaskTime>,
+}
+
+/// A directory that is this run's own.
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// Makes the directory and tries that it can be written, before any work is done.
+    pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
+        let report = path.join(REPORT);
+        if report.exists() {
+            if !overwrite {
+                bail!(
+                    "{}: holds a finished run; give another --out, or --overwrite",
+                    path.display()
+                );
+            }
+            fs::remove_file(&report).with_context(|| report.display().to_string())?;
+        }
+        let hint = || format!("{}: cannot be written; give another --out", path.display());
+        fs::create_dir_all(path).with_context(hint)?;
+        tempfile::tempfile_in(path).with_context(hint)?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// The first of `base`, `base-2`, `base-3` … that holds no finished run.
+    pub fn vacant(base: &Path) -> PathBuf {
+        let mut path = base.to_owned();
+        let mut n = 2;
+        while path.join(REPORT).exists() || path.join("summary.json").exists() {
+            let name = base.file_name().unwrap_or_default().to_string_lossy();
+            path = base.with_file_name(format!("{name}-{n}"));
+            n += 1;
+        }
+        path
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One file, whole or not at all.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        write_whole(&self.path, &path, bytes)
+            .with_context(|| format!("{}: not written", path.display()))
+    }
+
+    /// Everything a finished run leaves.
+    pub fn finish(
+        &self,
+        report: &Report,
+        outcome: &Outcome,
+        stream: &Stream,
+        state: &State,
+        timing: &Timing,
+    ) -> Result<()> {
+        self.write("accuracy.csv", &accuracy_csv(report)?)?;
+        self.write("predictions.csv", &predictions_csv(outcome, stream)?)?;
+        self.write("curve.svg", plot::curve(report)?.as_bytes())?;
+        self.write("matrix.svg", plot::matrix(report)?.as_bytes())?;
+        self.write("params.safetensors", &safetensors(state)?)?;
+        self.write("timing.json", &json(timing)?)?;
+        self.write(REPORT, &json(report)?)
+    }
+}
+
+/// Several seeds of one recipe.
+pub fn write_summary(dir: &Path, summary: &Summary) -> Result<()> {
+    let path = dir.join("summary.json");
+    write_whole(dir, &path, &json(summary)?)
+        .with_context(|| format!("{}: not written", path.display()))
+}
+
+/// Reads the report of a run directory, or the file itself.
+pub fn read_report(path: &Path) -> Result<Report> {
+    let file = match path.is_dir() {
+        true => path.join(REPORT),
+        false => path.to_owned(),
+    };
+    if path.is_dir() && !file.exists() {
+        if path.join("summary.json").exists() {
+            bail!(
+                "{}: holds several seeds; name the directories inside it",
+                path.display()
+            );
+        }
+        bail!(
+            "{}: no {REPORT} in it; the run did not end, or this is no run directory",
+            path.display()
+        );
+    }
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    serde_json::from_str(&text).map_err(|e| {
+        anyhow!(
+            "{}: not a report of this version of candlewick: {e}",
+            file.display()
+        )
+    })
+}
+
+fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".candlewick-")
+        .tempfile_in(dir)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    // The name is on disk once the directory is.
+    File::open(dir)?.sync_all()
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// One row per session: its number, classes seen, micro, macro, then one column per task.
+fn accuracy_csv(report: &Report) -> Result<Vec<u8>> {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    let tasks = report.tasks.len();
+    let mut head = vec![
+        "session".into(),
+        "classes_seen".into(),
+        "micro".into(),
+        "macro".into(),
+    ];
+    head.extend((1..=tasks).map(|t| format!("task_{t}")));
+    out.write_record(&head)?;
+    let mut classes = 0;
+    for (t, row) in report.accuracy_matrix.iter().enumerate() {
+        classes += report.tasks[t].classes.len();
+        let accuracy = &report.session_accuracy;
+        let mut record = vec![(t + 1).to_string(), classes.to_string()];
+        record.push(accuracy.micro[t].to_string());
+        record.push(accuracy.macro_[t].to_string());
+        record.extend(row.iter().map(f64::to_string));
+        record.resize(head.len(), String::new());
+        out.write_record(&record)?;
+    }
+    Ok(out.into_inner()?)
+}
+
+fn predictions_csv(outcome: &Outcome, stream: &Stream) -> Result<Vec<u8>> {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    out.write_record(["image", "class", "predicted", "score"])?;
+    let name = |label: u32| stream.class_names[label as usize].as_str();
+    for p in &outcome.predictions {
+        let score = p.score.to_string();
+        out.write_record([&p.image, name(p.label), name(p.predicted), &score])?;
+    }
+    Ok(out.into_inner()?)
+}
+
+fn safetensors(state: &State) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for (name, tensor) in state {
+        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+        let raw: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        bytes.push((name, tensor.dims().to_vec(), raw));
+    }
+    let views: Vec<(&String, TensorView<'_>)> = bytes
+        .iter()
+        .map(|(name, shape, raw)| {
+            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), raw)?;
+            Ok((*name, view))
+        })
+        .collect::<Result<_>>()?;
+    Ok(safetensors::serialize(views, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_and_no_litter() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::create(dir.path(), false).unwrap();
+        run.write("a.txt", b"old").unwrap();
+        // A directory in the way makes the last step fail.
+        fs::create_dir(dir.path().join("b.txt")).unwrap();
+        fs::write(dir.path().join("b.txt/x"), b"").unwrap();
+        let text = format!("{:#}", run.write("b.txt", b"new").unwrap_err());
+        assert!(text.contains("b.txt: not written"), "{text}");
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a.txt", "b.txt"]);
+    }
+
+    #[test]
+    fn a_finished_run_is_not_overwritten_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::create(dir.path(), false).unwrap();
+        run.write(REPORT, b"{}").unwrap();
+        let text = RunDir::create(dir.path(), false).err().unwrap().to_string();
+        assert!(text.contains("--overwrite"), "{text}");
+        RunDir::create(dir.path(), true).unwrap();
+        assert!(
+            !dir.path().join(REPORT).exists(),
+            "an old report must not outlive its run"
+        );
+    }
+}

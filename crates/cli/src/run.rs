@@ -1,0 +1,196 @@
+//! `candlewick run`: recipe → plan → backbone → method → run → record.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use candlewick_core::{Error, Report, RunOptions, Summary, run as core_run};
+
+use crate::outlook;
+use crate::prepare::{Loaded, Plan};
+use crate::print;
+use crate::recipe::Recipe;
+use crate::record::{self, RunDir, Timing};
+use crate::table;
+use crate::watch::{self, Download, Watch};
+
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Recipe, a TOML file; see examples/recipes
+    recipe: PathBuf,
+    /// Change a key of the recipe, for example --set train.lr=0.01
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Run directory [default: runs/RECIPE]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Run once per seed and report mean and standard deviation
+    #[arg(long, value_delimiter = ',', value_name = "A,B,C")]
+    seeds: Vec<u64>,
+    /// Check data, backbone and method, say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Worker threads [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Replace a finished run in --out
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub fn run(args: &RunArgs) -> Result<()> {
+    let mut sets = args.set.clone();
+    sets.extend(args.threads.map(|n| format!("threads={n}")));
+    let origin = args.recipe.display().to_string();
+    let load = |seed: Option<u64>| {
+        let seed = seed.map(|seed| format!("seed={seed}"));
+        let sets: Vec<String> = sets.iter().cloned().chain(seed).collect();
+        Recipe::load(&args.recipe, &sets)
+    };
+    if args.dry_run {
+        let (plan, outlook) = Plan::new(load(args.seeds.first().copied())?, &origin, None)?;
+        return print(&outlook::text(&plan, &outlook)?);
+    }
+    let stop = watch::interrupted()?;
+    let bar = Download::new();
+    let stem = args
+        .recipe
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let named = Path::new("runs").join(stem.as_ref());
+    let out = args.out.clone().unwrap_or_else(|| RunDir::vacant(&named));
+    if args.seeds.is_empty() {
+        let (plan, _) = Plan::new(load(None)?, &origin, Some(&bar))?;
+        let dir = RunDir::create(&out, args.overwrite)?;
+        use_threads(plan.threads)?;
+        let started = Instant::now();
+        let loaded = plan.load(&bar)?;
+        let label = plan.method.about().name;
+        let report = execute(&plan, &loaded, &dir, label, started, &stop)?;
+        return print(&format!(
+            "\n{}\nThe record is in {}\n",
+            table::single(&report),
+            dir.path().display()
+        ));
+    }
+
+    let mut sorted = args.seeds.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if sorted.len() != args.seeds.len() {
+        bail!("--seeds: a seed is given twice; each is one run");
+    }
+    let mut reports = Vec::new();
+    let mut loaded: Option<Loaded> = None;
+    for &seed in &args.seeds {
+        let started = Instant::now();
+        let (plan, _) = Plan::new(load(Some(seed))?, &origin, Some(&bar))?;
+        let dir = RunDir::create(&out.join(format!("seed-{seed}")), args.overwrite)?;
+        use_threads(plan.threads)?;
+        let loaded = match &mut loaded {
+            Some(loaded) => loaded,
+            none => none.insert(plan.load(&bar)?),
+        };
+        let label = format!("{} seed {seed}", plan.method.about().name);
+        reports.push(execute(&plan, loaded, &dir, &label, started, &stop)?);
+    }
+    let summary = Summary::new(&reports);
+    record::write_summary(&out, &summary)?;
+    print(&format!(
+        "\n{}\nThe records are in {}\n",
+        table::summary(&summary),
+        out.display()
+    ))
+}
+
+/// Bounds the threads of every tensor operation; the first call decides.
+pub fn use_threads(threads: usize) -> Result<()> {
+    let built = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
+    // A second call of the same process finds the pool there already.
+    match built.is_err() && rayon::current_num_threads() != threads {
+        true => bail!(
+            "threads: the first run of this command set {}",
+            rayon::current_num_threads()
+        ),
+        false => Ok(()),
+    }
+}
+
+/// One run from a loaded backbone to its record.
+pub fn execute(
+    plan: &Plan,
+    loaded: &Loaded,
+    dir: &RunDir,
+    label: &str,
+    started: Instant,
+    stop: &AtomicBool,
+) -> Result<Report> {
+    dir.write("config.toml", toml::to_string(&plan.recipe)?.as_bytes())?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let mut method = plan.build(loaded.vit.clone())?;
+    let options = RunOptions {
+        seed: plan.recipe.seed,
+        eval_batch: plan.recipe.data.eval_batch,
+    };
+    let mut watch = Watch::new(label, &plan.stream, stop);
+    let result = core_run::run(method.as_mut(), &plan.stream, options, &mut watch);
+    let mut outcome = match result {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let done = watch.times.len().saturating_sub(1);
+            let line = format!(
+                "stopped in task {} of {}: {error}",
+                done + 1,
+                plan.stream.tasks.len()
+            );
+            watch.log += &format!("{line}\n");
+            dir.write("log.txt", watch.log.as_bytes())?;
+            let text = match error {
+                Error::Interrupted => format!(
+                    "after {done} tasks; no report was written, {} holds the log",
+                    dir.path().display()
+                ),
+                _ => line,
+            };
+            return Err(anyhow::Error::new(error).context(text));
+        }
+    };
+    let skipped = plan.loader.skipped();
+    outcome.cost.images_skipped = skipped.len() as u64;
+    outcome.cost.backbone_parameters =
+        candlewick_core::Backbone::spec(loaded.vit.as_ref()).parameters as u64;
+    for name in &skipped {
+        watch.say(&format!("left out, cannot be decoded: {name}"));
+    }
+    let name = plan.method.about().name;
+    let report = Report::new(name, &plan.stream, &outcome, plan.fingerprint(loaded));
+    let timing = Timing {
+        seconds: started.elapsed().as_secs_f64(),
+        load_seconds,
+        threads: plan.threads,
+        peak_memory_bytes: peak_memory(),
+        tasks: watch.times.clone(),
+    };
+    let memory = timing.peak_memory_bytes.map_or(String::new(), |b| {
+        format!(", peak memory {}", watch::megabytes(b))
+    });
+    watch.say(&format!(
+        "{label} done in {}{memory}",
+        watch::seconds(started.elapsed())
+    ));
+    dir.write("log.txt", watch.log.as_bytes())?;
+    dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
+    Ok(report)
+}
+
+/// The largest resident size of this process so far; Linux tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

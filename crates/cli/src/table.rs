@@ -1,0 +1,148 @@
+//! Tables on the terminal.
+
+use candlewick_core::report::{differences, short};
+use candlewick_core::{Report, Summary};
+use comfy_table::{CellAlignment, Table, presets};
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table
+}
+
+/// Turns all columns but the first to the right.
+fn numbers_right(table: &mut Table) {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+/// Runs side by side: one column each, then what makes them incomparable.
+pub fn side_by_side(names: &[String], reports: &[&Report]) -> String {
+    let mut out = table();
+    out.set_header(std::iter::once("%").chain(names.iter().map(String::as_str)));
+    if let Some(first) = reports.first() {
+        for (i, (metric, _, _)) in first.metrics.rows().iter().enumerate() {
+            let values = reports
+                .iter()
+                .map(|r| format!("{:.2}", r.metrics.rows()[i].1));
+            out.add_row(std::iter::once((*metric).to_owned()).chain(values));
+        }
+    }
+    let count = |f: fn(&Report) -> u64| reports.iter().map(move |r| f(r).to_string());
+    let name = |n: &str| std::iter::once(n.to_owned());
+    out.add_row(name("trainable parameters").chain(count(|r| r.cost.trainable_parameters)));
+    out.add_row(name("images trained on").chain(count(|r| r.cost.images_trained)));
+    numbers_right(&mut out);
+    let mut text = format!("{out}\n");
+
+    let found = differences(reports);
+    let forbidding: Vec<_> = found.iter().filter(|d| d.incomparable).collect();
+    if reports.len() > 1 {
+        text += match forbidding.is_empty() {
+            true => "\nComparable: same weights, preprocessing, split and class order.\n",
+            false => "\nNOT COMPARABLE. These runs differ in:\n",
+        };
+    }
+    for difference in &forbidding {
+        text += &format!(
+            "  {}: {}\n",
+            difference.field,
+            difference.values.join(" | ")
+        );
+    }
+    let others: Vec<_> = found.iter().filter(|d| !d.incomparable).collect();
+    if !others.is_empty() {
+        text += "They also differ in (no bar to comparison):\n";
+    }
+    for difference in others {
+        text += &format!(
+            "  {}: {}\n",
+            difference.field,
+            difference.values.join(" | ")
+        );
+    }
+    text
+}
+
+/// One run: metrics with their definitions, then the fingerprint.
+pub fn single(report: &Report) -> String {
+    let mut out = table();
+    out.set_header(["metric", "%", "definition"]);
+    for (name, value, definition) in report.metrics.rows() {
+        out.add_row([
+            name.to_owned(),
+            format!("{value:.2}"),
+            definition.to_owned(),
+        ]);
+    }
+    if let Some(column) = out.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let curve = |values: &[f64]| {
+        let values: Vec<String> = values.iter().map(|a| format!("{a:.2}")).collect();
+        values.join(" ")
+    };
+    let f = &report.fingerprint;
+    let mut text = format!("{out}\n\n");
+    text += &format!(
+        "per-session accuracy, micro  {}\n",
+        curve(&report.session_accuracy.micro)
+    );
+    text += &format!(
+        "per-session accuracy, macro  {}\n",
+        curve(&report.session_accuracy.macro_)
+    );
+    text += &format!(
+        "fingerprint  weights {} ({}, {} blocks)  preprocess {}  split {}  class order {}\n",
+        short(&f.weights),
+        f.backbone,
+        f.depth,
+        short(&f.preprocess),
+        short(&f.split),
+        short(&f.class_order)
+    );
+    text += &format!(
+        "             candlewick {}  {} {}  seed {}\n",
+        f.code, f.device, f.dtype, f.seed
+    );
+    for switch in &f.compat {
+        text += &format!("             with {switch}: not the default rule\n");
+    }
+    if report.cost.images_skipped > 0 {
+        text += &format!(
+            "             {} unreadable images left out\n",
+            report.cost.images_skipped
+        );
+    }
+    text
+}
+
+/// Mean and deviation over seeds.
+pub fn summary(summary: &Summary) -> String {
+    let mut out = table();
+    let mut head = vec!["%".to_owned(), "mean".into(), "std".into()];
+    head.extend(summary.seeds.iter().map(|seed| format!("seed {seed}")));
+    out.set_header(head);
+    for (name, spread) in &summary.metrics {
+        let mut row = vec![
+            name.clone(),
+            format!("{:.2}", spread.mean),
+            format!("{:.2}", spread.std),
+        ];
+        row.extend(spread.values.iter().map(|v| format!("{v:.2}")));
+        out.add_row(row);
+    }
+    numbers_right(&mut out);
+    format!("{out}\n")
+}
+
+/// Any list.
+pub fn list(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut out = table();
+    out.set_header(head.iter().copied());
+    for row in rows {
+        out.add_row(row);
+    }
+    format!("{out}\n")
+}

@@ -1,0 +1,254 @@
+//! What a person sees of a run while it goes: bars on a terminal, plain lines elsewhere.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use candlewick_core::{Error, Event, Observer, Stream};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// Set by the first Ctrl-C; a run stops at its next batch. The second ends the program at once.
+pub fn interrupted() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    })?;
+    Ok(flag)
+}
+
+/// Seconds and images of one task.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct TaskTime {
+    pub train_seconds: f64,
+    pub train_images: usize,
+    pub eval_seconds: f64,
+    pub eval_images: usize,
+}
+
+/// Watches one run.
+pub struct Watch<'a> {
+    stop: &'a AtomicBool,
+    stream: &'a Stream,
+    label: String,
+    bar: ProgressBar,
+    plain: bool,
+    started: Instant,
+    epoch: usize,
+    /// Time per task, for `timing.json`.
+    pub times: Vec<TaskTime>,
+    /// What was said, for `log.txt`.
+    pub log: String,
+}
+
+impl<'a> Watch<'a> {
+    pub fn new(label: &str, stream: &'a Stream, stop: &'a AtomicBool) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let target = match plain {
+            true => ProgressDrawTarget::hidden(),
+            false => ProgressDrawTarget::stderr(),
+        };
+        Self {
+            stop,
+            stream,
+            label: label.to_owned(),
+            bar: ProgressBar::with_draw_target(None, target),
+            plain,
+            started: Instant::now(),
+            epoch: 0,
+            times: Vec::new(),
+            log: String::new(),
+        }
+    }
+
+    /// Says a line above the bar and keeps it for the log.
+    pub fn say(&mut self, line: &str) {
+        let _ = writeln!(self.log, "{line}");
+        match self.plain {
+            true => say(line),
+            false => self.bar.suspend(|| say(line)),
+        }
+    }
+
+    fn begin(&mut self, what: &str, images: usize) {
+        self.bar.reset();
+        self.bar.set_length(images as u64);
+        self.bar.set_style(style(&self.label));
+        self.bar.set_message(what.to_owned());
+        self.started = Instant::now();
+    }
+
+    fn time(&mut self) -> &mut TaskTime {
+        if self.times.is_empty() {
+            self.times.push(TaskTime::default());
+        }
+        let last = self.times.len() - 1;
+        &mut self.times[last]
+    }
+
+    fn task_end(&mut self, row: &[f64], micro: f64) {
+        let accuracies: Vec<String> = row.iter().map(|a| format!("{a:.1}")).collect();
+        let time = *self.time();
+        let speed = |images: usize, seconds: f64| images as f64 / seconds.max(1e-9);
+        let line = format!(
+            "{} task {}/{}: {:.2} % on all {} classes seen | per task {} | learned {} images in {:.1} s ({:.0}/s), tested {} in {:.1} s ({:.0}/s)",
+            self.label,
+            row.len(),
+            self.stream.tasks.len(),
+            micro,
+            self.stream.tasks[row.len() - 1].info.classes.end,
+            accuracies.join(" "),
+            time.train_images,
+            time.train_seconds,
+            speed(time.train_images, time.train_seconds),
+            time.eval_images,
+            time.eval_seconds,
+            speed(time.eval_images, time.eval_seconds),
+        );
+        self.say(&line);
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn on(&mut self, event: Event<'_>) -> candlewick_core::Result<()> {
+        if self.stop.load(Ordering::SeqCst) {
+            self.bar.finish_and_clear();
+            return Err(Error::Interrupted);
+        }
+        let of = self.stream.tasks.len();
+        match event {
+            Event::TaskBegin(task) => {
+                self.times.push(TaskTime::default());
+                self.epoch = usize::MAX;
+                let what = format!("task {}/{of} looking", task.index + 1);
+                self.begin(&what, task.train_len);
+            }
+            Event::Step {
+                epoch,
+                epochs,
+                images,
+                loss,
+            } => {
+                if self.epoch != epoch {
+                    self.epoch = epoch;
+                    let task = self.times.len();
+                    let length = self.stream.tasks[task - 1].info.train_len * epochs;
+                    self.bar.set_length(length as u64);
+                    self.bar
+                        .set_message(format!("task {task}/{of} epoch {}/{epochs}", epoch + 1));
+                }
+                if let Some(loss) = loss {
+                    self.bar.set_prefix(format!("loss {loss:.3} "));
+                }
+                self.bar.inc(images as u64);
+                self.time().train_images += images;
+            }
+            Event::Looked(images) => {
+                self.bar.inc(images as u64);
+                self.time().train_images += images;
+            }
+            Event::Learned(task) => {
+                self.time().train_seconds = self.started.elapsed().as_secs_f64();
+                let seen = &self.stream.tasks[..=task.index];
+                let images = seen.iter().map(|t| t.info.test_len).sum();
+                self.bar.set_prefix("");
+                self.begin(&format!("task {}/{of} testing", task.index + 1), images);
+            }
+            Event::Evaluated(images) => {
+                self.bar.inc(images as u64);
+                self.time().eval_images += images;
+            }
+            Event::TaskEnd { accuracy, .. } => {
+                self.time().eval_seconds = self.started.elapsed().as_secs_f64();
+                let micro = accuracy.micro_curve().last().copied().unwrap_or(f64::NAN);
+                if let Some(row) = accuracy.percent.last() {
+                    self.task_end(&row.clone(), micro);
+                }
+                if accuracy.sessions() == of {
+                    self.bar.finish_and_clear();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A bar for a download; plain lines at each tenth where there is no terminal.
+pub struct Download {
+    bar: ProgressBar,
+    plain: bool,
+    tenth: Mutex<u64>,
+}
+
+impl Download {
+    pub fn new() -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = match plain {
+            true => ProgressBar::hidden(),
+            false => ProgressBar::new(0),
+        };
+        Self {
+            bar,
+            plain,
+            tenth: Mutex::new(u64::MAX),
+        }
+    }
+}
+
+impl candlewick_models::Progress for Download {
+    fn update(&self, file: &str, done: u64, total: Option<u64>) {
+        if self.plain {
+            let tenth = total.map_or(0, |total| 10 * done / total.max(1));
+            let mut last = self.tenth.lock().unwrap_or_else(PoisonError::into_inner);
+            if *last != tenth {
+                *last = tenth;
+                let of = total.map_or(String::new(), |t| format!(" of {}", megabytes(t)));
+                say(&format!("{file}: {}{of}", megabytes(done)));
+            }
+            return;
+        }
+        if let Some(total) = total {
+            self.bar.set_length(total);
+        }
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+        self.bar.set_message(file.to_owned());
+        self.bar.set_position(done);
+        if Some(done) == total {
+            self.bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(label: &str) -> ProgressStyle {
+    let template = format!(
+        "{label} {{msg}} {{wide_bar}} {{prefix}}{{pos}}/{{len}} images {{per_sec}} {{eta}} left"
+    );
+    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// 1 MB = 10⁶ bytes.
+pub fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// Seconds as a person says them.
+pub fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        s if s < 120 => format!("{:.1} s", time.as_secs_f64()),
+        s => format!("{} min {} s", s / 60, s % 60),
+    }
+}
+
+/// A line on standard error; a closed pipe is no reason to die.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
