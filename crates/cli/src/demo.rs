@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::prepare::{Loaded, Plan};
+use crate::machine;
+use crate::prepare::Plan;
 use crate::print;
 use crate::recipe::Recipe;
 use crate::record::RunDir;
-use crate::run::{execute, use_threads};
+use crate::run::execute;
 use crate::table;
 use crate::watch::{self, Download};
 
@@ -30,7 +31,6 @@ const RECIPES: [(&str, &str); 3] = [
 ];
 
 pub fn demo(args: &DemoArgs) -> Result<()> {
-    let stop = watch::interrupted()?;
     let bar = Download::new();
     let out = args
         .out
@@ -41,18 +41,20 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
         .iter()
         .map(|n| format!("threads={n}"))
         .collect();
-    let mut loaded: Option<Loaded> = None;
+    let plan = |(name, text): (&str, &str)| -> Result<Plan> {
+        Ok(Plan::new(Recipe::parse(text, name, &sets)?, name, None)?.0)
+    };
+    let plans = RECIPES.into_iter().map(plan).collect::<Result<Vec<_>>>()?;
+    machine::use_threads(plans[0].threads)?;
+    let stop = watch::interrupted()?;
+    let mut started = Instant::now();
+    let loaded = plans[0].load(&bar)?;
     let mut reports = Vec::new();
-    for (name, text) in RECIPES {
-        let started = Instant::now();
-        let (plan, _) = Plan::new(Recipe::parse(text, name, &sets)?, name, None)?;
+    for plan in &plans {
+        let name = plan.method.about().name;
         let dir = RunDir::create(&out.join(name), true)?;
-        use_threads(plan.threads)?;
-        let loaded = match &mut loaded {
-            Some(loaded) => loaded,
-            none => none.insert(plan.load(&bar)?),
-        };
-        reports.push(execute(&plan, loaded, &dir, name, started, &stop)?);
+        reports.push(execute(plan, &loaded, &dir, name, started, &stop)?);
+        started = Instant::now();
     }
     let names: Vec<String> = RECIPES.iter().map(|(name, _)| (*name).to_owned()).collect();
     let table = table::side_by_side(&names, &reports.iter().collect::<Vec<_>>());

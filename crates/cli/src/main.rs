@@ -1,6 +1,7 @@
 //! The `candlewick` command.
 
 mod demo;
+mod machine;
 mod outlook;
 mod plot;
 mod prepare;
@@ -69,6 +70,7 @@ enum Backbones {
 }
 
 fn main() -> ExitCode {
+    machine::keep_freed_blocks();
     let result = match Args::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::demo(&args),

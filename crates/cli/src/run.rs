@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use candlewick_core::{Error, Report, RunOptions, Summary, run as core_run};
 
+use crate::machine;
 use crate::outlook;
 use crate::prepare::{Loaded, Plan};
 use crate::print;
@@ -52,7 +53,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let (plan, outlook) = Plan::new(load(args.seeds.first().copied())?, &origin, None)?;
         return print(&outlook::text(&plan, &outlook)?);
     }
-    let stop = watch::interrupted()?;
     let bar = Download::new();
     let stem = args
         .recipe
@@ -64,7 +64,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
     if args.seeds.is_empty() {
         let (plan, _) = Plan::new(load(None)?, &origin, Some(&bar))?;
         let dir = RunDir::create(&out, args.overwrite)?;
-        use_threads(plan.threads)?;
+        machine::use_threads(plan.threads)?;
+        let stop = watch::interrupted()?;
         let started = Instant::now();
         let loaded = plan.load(&bar)?;
         let label = plan.method.about().name;
@@ -82,19 +83,22 @@ pub fn run(args: &RunArgs) -> Result<()> {
     if sorted.len() != args.seeds.len() {
         bail!("--seeds: a seed is given twice; each is one run");
     }
+    let plans = args
+        .seeds
+        .iter()
+        .map(|&seed| Ok(Plan::new(load(Some(seed))?, &origin, Some(&bar))?.0))
+        .collect::<Result<Vec<Plan>>>()?;
+    machine::use_threads(plans[0].threads)?;
+    let stop = watch::interrupted()?;
+    let mut started = Instant::now();
+    let loaded = plans[0].load(&bar)?;
     let mut reports = Vec::new();
-    let mut loaded: Option<Loaded> = None;
-    for &seed in &args.seeds {
-        let started = Instant::now();
-        let (plan, _) = Plan::new(load(Some(seed))?, &origin, Some(&bar))?;
+    for plan in &plans {
+        let seed = plan.recipe.seed;
         let dir = RunDir::create(&out.join(format!("seed-{seed}")), args.overwrite)?;
-        use_threads(plan.threads)?;
-        let loaded = match &mut loaded {
-            Some(loaded) => loaded,
-            none => none.insert(plan.load(&bar)?),
-        };
         let label = format!("{} seed {seed}", plan.method.about().name);
-        reports.push(execute(&plan, loaded, &dir, &label, started, &stop)?);
+        reports.push(execute(plan, &loaded, &dir, &label, started, &stop)?);
+        started = Instant::now();
     }
     let summary = Summary::new(&reports);
     record::write_summary(&out, &summary)?;
@@ -103,21 +107,6 @@ pub fn run(args: &RunArgs) -> Result<()> {
         table::summary(&summary),
         out.display()
     ))
-}
-
-/// Bounds the threads of every tensor operation; the first call decides.
-pub fn use_threads(threads: usize) -> Result<()> {
-    let built = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global();
-    // A second call of the same process finds the pool there already.
-    match built.is_err() && rayon::current_num_threads() != threads {
-        true => bail!(
-            "threads: the first run of this command set {}",
-            rayon::current_num_threads()
-        ),
-        false => Ok(()),
-    }
 }
 
 /// One run from a loaded backbone to its record.
@@ -172,25 +161,17 @@ pub fn execute(
         seconds: started.elapsed().as_secs_f64(),
         load_seconds,
         threads: plan.threads,
-        peak_memory_bytes: peak_memory(),
+        peak_memory_bytes: machine::peak(),
         tasks: watch.times.clone(),
     };
-    let memory = timing.peak_memory_bytes.map_or(String::new(), |b| {
+    let peak = timing.peak_memory_bytes.map_or(String::new(), |b| {
         format!(", peak memory {}", watch::megabytes(b))
     });
     watch.say(&format!(
-        "{label} done in {}{memory}",
+        "{label} done in {}{peak}",
         watch::seconds(started.elapsed())
     ));
     dir.write("log.txt", watch.log.as_bytes())?;
     dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
     Ok(report)
-}
-
-/// The largest resident size of this process so far; Linux tells.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

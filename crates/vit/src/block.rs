@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Result as TensorResult, Tensor};
 use candlewick_core::{Cue, Op, Prefix, Prompt, Result};
 
-use crate::layers::{LayerNorm, Linear, softmax};
+use crate::layers::{LayerNorm, Linear, gelu, softmax};
 
 /// `x ← x + γ₁·MHSA(LN₁ x); x ← x + γ₂·MLP(LN₂ x)`, where γ is layer scale or 1.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Block {
         let x = (x + out)?;
 
         let h = hook(Op::Norm2(i), &x, self.norm2.forward(&x)?)?;
-        let hidden = hook(Op::Fc1(i), &h, self.fc1.forward(&h)?)?.gelu_erf()?;
+        let hidden = gelu(&hook(Op::Fc1(i), &h, self.fc1.forward(&h)?)?)?;
         let out = hook(Op::Fc2(i), &hidden, self.fc2.forward(&hidden)?)?;
         let out = hook(Op::MlpBranch(i), &x, scaled(out, &self.scale2)?)?;
         Ok((x + out)?)

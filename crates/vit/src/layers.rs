@@ -1,13 +1,16 @@
 //! Layers that are safe to train through while their own weights stand still.
 //!
-//! candle's fused layer norm and softmax have no backward and say nothing about it; here the fused
-//! form runs only where no gradient is asked for. candle's matmul computes and keeps a gradient for
-//! frozen weights too; [`linear`](Linear) does not.
+//! candle's fused layer norm and softmax have no backward and say nothing about it; ours have one.
+//! candle's matmul computes and keeps a gradient for frozen weights too; [`Linear`] does not. Where a
+//! layer's own weights train, or off the CPU, candle's plain operations take over.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, D, Layout, MetalStorage, Result, Shape, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, Layout, MetalStorage, Result, Shape, Tensor,
+    bail,
 };
+
+use crate::ops;
 
 /// `y = x Wᵀ + b` with `W: (out, in)`.
 #[derive(Debug, Clone)]
@@ -27,12 +30,14 @@ impl Linear {
         let (out, input) = self.weight.dims2()?;
         let rows = x.elem_count() / input;
         let flat = x.contiguous()?.reshape((rows, input))?;
-        let y = if self.weight.track_op() {
-            flat.matmul(&self.weight.t()?)?
+        let y = if self.weight.track_op() || self.bias.track_op() {
+            flat.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?
+        } else if ops::supported(x) {
+            flat.apply_op3(&self.weight, &self.bias, FrozenLinear)?
         } else {
-            flat.apply_op2(&self.weight, FrozenMatmul)?
+            let y = flat.apply_op2(&self.weight, FrozenMatmul)?;
+            y.broadcast_add(&self.bias)?
         };
-        let y = y.broadcast_add(&self.bias)?;
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = out;
@@ -41,20 +46,18 @@ impl Linear {
     }
 }
 
-/// `x Wᵀ` of `(M, K)` and `(N, K)`. Its backward gives `grad W` to `x` and nothing to `W`.
-struct FrozenMatmul;
-
-impl FrozenMatmul {
-    fn run<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {
-        let (m, k) = lx.shape().dims2()?;
-        let (n, k_w) = lw.shape().dims2()?;
-        if k != k_w {
-            bail!("a linear layer for {k_w} features was given {k}");
-        }
-        let y = x.matmul(w, (1, m, n, k), lx, &lw.transpose(0, 1)?)?;
-        Ok((y, Shape::from((m, n))))
+fn product<S: BackendStorage>(x: &S, lx: &Layout, w: &S, lw: &Layout) -> Result<(S, Shape)> {
+    let (m, k) = lx.shape().dims2()?;
+    let (n, k_w) = lw.shape().dims2()?;
+    if k != k_w {
+        bail!("a linear layer for {k_w} features was given {k}");
     }
+    let y = x.matmul(w, (1, m, n, k), lx, &lw.transpose(0, 1)?)?;
+    Ok((y, Shape::from((m, n))))
 }
+
+/// `x Wᵀ` of `(M, K)` and `(N, K)` on any device. Its backward gives `grad W` to `x` and nothing to `W`.
+struct FrozenMatmul;
 
 impl CustomOp2 for FrozenMatmul {
     fn name(&self) -> &'static str {
@@ -68,7 +71,7 @@ impl CustomOp2 for FrozenMatmul {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Self::run(x, lx, w, lw)
+        product(x, lx, w, lw)
     }
 
     fn cuda_fwd(
@@ -78,7 +81,7 @@ impl CustomOp2 for FrozenMatmul {
         w: &CudaStorage,
         lw: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        Self::run(x, lx, w, lw)
+        product(x, lx, w, lw)
     }
 
     fn metal_fwd(
@@ -88,7 +91,7 @@ impl CustomOp2 for FrozenMatmul {
         w: &MetalStorage,
         lw: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        Self::run(x, lx, w, lw)
+        product(x, lx, w, lw)
     }
 
     fn bwd(
@@ -99,6 +102,42 @@ impl CustomOp2 for FrozenMatmul {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         Ok((Some(grad.contiguous()?.matmul(w)?), None))
+    }
+}
+
+/// The same with the bias, in one pass, on the CPU.
+struct FrozenLinear;
+
+impl CustomOp3 for FrozenLinear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (mut y, shape) = product(x, lx, w, lw)?;
+        if let CpuStorage::F32(y) = &mut y {
+            ops::add_rows(y, ops::slice(b, lb)?);
+        }
+        Ok((y, shape))
+    }
+
+    fn bwd(
+        &self,
+        _x: &Tensor,
+        w: &Tensor,
+        _b: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.contiguous()?.matmul(w)?), None, None))
     }
 }
 
@@ -118,16 +157,10 @@ impl LayerNorm {
 
     /// Any shape that ends in `D`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let tracked = x.track_op() || self.weight.track_op();
-        if !tracked {
-            // The one place where the fused form is right: nobody asks for a gradient.
-            #[allow(clippy::disallowed_methods)]
-            return candle_nn::ops::layer_norm(
-                &x.contiguous()?,
-                &self.weight,
-                &self.bias,
-                self.eps as f32,
-            );
+        let trained = self.weight.track_op() || self.bias.track_op();
+        if !trained && ops::supported(x) {
+            let op = ops::Norm { eps: self.eps };
+            return x.contiguous()?.apply_op3(&self.weight, &self.bias, op);
         }
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let var = centred.sqr()?.mean_keepdim(D::Minus1)?;
@@ -138,20 +171,26 @@ impl LayerNorm {
     }
 }
 
-/// Softmax over the last dimension, with a gradient where one is asked for.
+/// Softmax over the last dimension.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    if x.track_op() {
-        return candle_nn::ops::softmax(x, D::Minus1);
+    match ops::supported(x) {
+        true => x.contiguous()?.apply_op1(ops::Softmax),
+        false => candle_nn::ops::softmax(x, D::Minus1),
     }
-    // No gradient is asked for.
-    #[allow(clippy::disallowed_methods)]
-    candle_nn::ops::softmax_last_dim(&x.contiguous()?)
+}
+
+/// Exact GELU, `x·Φ(x)`.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    match ops::supported(x) {
+        true => x.contiguous()?.apply_op1(ops::Gelu),
+        false => x.gelu_erf(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Var};
+    use candle_core::{Device, Var};
 
     fn ramp(shape: &[usize], scale: f32) -> Tensor {
         let n: usize = shape.iter().product();
@@ -190,34 +229,36 @@ mod tests {
         );
     }
 
+    /// The custom ops against candle's plain operations, values and gradients.
     #[test]
-    fn both_forms_of_norm_and_softmax_agree_and_the_tracked_ones_have_gradients() {
-        let x = ramp(&[2, 5, 8], 3.0);
-        let var = Var::from_tensor(&x).unwrap();
-        let norm = LayerNorm::new(ramp(&[8], 1.0), ramp(&[8], 0.5), 1e-6);
+    fn norm_softmax_and_gelu_are_the_plain_ones_with_their_gradients() {
+        let x = Var::from_tensor(&ramp(&[2, 5, 8], 3.0)).unwrap();
+        let (w, b) = (ramp(&[8], 1.0), ramp(&[8], 0.5));
+        let trained = Var::from_tensor(&w).unwrap();
+        let norm = LayerNorm::new(w, b.clone(), 1e-6);
+        // A trainable weight takes the plain way.
+        let plain_norm = LayerNorm::new(trained.as_tensor().clone(), b, 1e-6);
+        let t = x.as_tensor();
         let pairs = [
-            (norm.forward(&x), norm.forward(var.as_tensor())),
-            (softmax(&x), softmax(var.as_tensor())),
+            (norm.forward(t), plain_norm.forward(t)),
+            (softmax(t), candle_nn::ops::softmax(t, D::Minus1)),
+            (gelu(t), t.gelu_erf()),
         ];
-        for (fused, tracked) in pairs {
-            let (fused, tracked) = (fused.unwrap(), tracked.unwrap());
-            let worst = (&fused - &tracked).unwrap().abs().unwrap().max_all();
-            assert!(worst.unwrap().to_scalar::<f32>().unwrap() < 1e-5);
-            let grads = tracked
-                .sqr()
-                .unwrap()
-                .sum_all()
-                .unwrap()
-                .backward()
-                .unwrap();
-            let grad = grads.get(&var).unwrap().abs().unwrap().max_all().unwrap();
-            assert!(
-                grad.to_dtype(DType::F32)
-                    .unwrap()
-                    .to_scalar::<f32>()
-                    .unwrap()
-                    > 0.0
-            );
+        let weights = ramp(&[2, 5, 8], 1.7);
+        for (ours, plain) in pairs {
+            let (ours, plain) = (ours.unwrap(), plain.unwrap());
+            let far = |a: &Tensor, b: &Tensor| -> f32 {
+                let worst = (a - b).unwrap().abs().unwrap().max_all();
+                worst.unwrap().to_scalar().unwrap()
+            };
+            assert!(far(&ours, &plain) < 2e-6);
+            let grad = |y: &Tensor| {
+                let loss = (y * &weights).unwrap().sum_all().unwrap();
+                loss.backward().unwrap().get(&x).unwrap().clone()
+            };
+            let (ours, plain) = (grad(&ours), grad(&plain));
+            assert!(far(&ours, &plain) < 1e-5);
+            assert!(far(&plain, &plain.zeros_like().unwrap()) > 1e-3);
         }
     }
 }

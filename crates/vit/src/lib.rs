@@ -7,6 +7,7 @@ mod block;
 pub mod error;
 pub mod layers;
 pub mod layout;
+mod ops;
 mod position;
 pub mod vit;
 pub mod weights;

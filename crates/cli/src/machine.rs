@@ -1,0 +1,43 @@
+//! What is set and read of the machine: threads, the allocator's way with large blocks, memory taken.
+
+use anyhow::Result;
+
+/// Keeps freed memory instead of handing it back to the system. A tensor operation allocates its result anew, and
+/// glibc fetches every block above 128 KiB from the kernel page by page, which costs more than many of
+/// the operations.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn keep_freed_blocks() {
+    // SAFETY: mallopt sets two numbers of the allocator; it is called first in main, before any other thread.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
+/// Other systems' allocators keep large blocks anyway.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn keep_freed_blocks() {}
+
+/// Bounds the threads of every tensor operation: rayon's, and those that candle starts itself, which read the
+/// environment. To be called once, before the first tensor operation.
+pub fn use_threads(threads: usize) -> Result<()> {
+    // SAFETY: no other thread of this process runs yet; they are started by the first tensor operation.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+        std::env::set_var("CANDLE_NUM_THREADS", threads.to_string());
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()?;
+    Ok(())
+}
+
+/// The largest resident size of this process so far in bytes; Linux tells.
+pub fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
