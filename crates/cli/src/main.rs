@@ -81,11 +81,25 @@ fn main() -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    let _ = writeln!(std::io::stderr(), "error: {}", explain(&error));
     match error.downcast_ref::<candlewick_core::Error>() {
         Some(candlewick_core::Error::Interrupted) => ExitCode::from(130),
         _ => ExitCode::FAILURE,
     }
+}
+
+/// The error and its causes; a cause that its wrapper spells out already is not said again.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text += ": ";
+            }
+            text += &cause;
+        }
+    }
+    text
 }
 
 /// Text on standard output; a reader that went away is no error.

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use candlewick_core::report::SCHEMA;
 use candlewick_core::{Outcome, Report, State, Stream, Summary};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
@@ -15,6 +16,18 @@ use crate::watch::TaskTime;
 
 /// Written last.
 pub const REPORT: &str = "report.json";
+const SUMMARY: &str = "summary.json";
+
+/// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
+const FILES: [&str; 7] = [
+    "log.txt",
+    "accuracy.csv",
+    "predictions.csv",
+    "curve.svg",
+    "matrix.svg",
+    "params.safetensors",
+    "timing.json",
+];
 
 /// Figures that depend on the machine, kept apart from the report.
 #[derive(Debug, Serialize)]
@@ -33,7 +46,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directory and tries that it can be written, before any work is done.
+    /// Makes the directory and tries that it can be written, before any work is done. Of an earlier run nothing is
+    /// left that could be taken for this one's.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
         let report = path.join(REPORT);
         if report.exists() {
@@ -43,11 +57,14 @@ impl RunDir {
                     path.display()
                 );
             }
-            fs::remove_file(&report).with_context(|| report.display().to_string())?;
+            remove(&report)?;
         }
         let hint = || format!("{}: cannot be written; give another --out", path.display());
         fs::create_dir_all(path).with_context(hint)?;
         tempfile::tempfile_in(path).with_context(hint)?;
+        for name in FILES {
+            remove(&path.join(name))?;
+        }
         Ok(Self {
             path: path.to_owned(),
         })
@@ -57,7 +74,7 @@ impl RunDir {
     pub fn vacant(base: &Path) -> PathBuf {
         let mut path = base.to_owned();
         let mut n = 2;
-        while path.join(REPORT).exists() || path.join("summary.json").exists() {
+        while path.join(REPORT).exists() || path.join(SUMMARY).exists() {
             let name = base.file_name().unwrap_or_default().to_string_lossy();
             path = base.with_file_name(format!("{name}-{n}"));
             n += 1;
@@ -95,9 +112,29 @@ impl RunDir {
     }
 }
 
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if path.exists() => Err(e).with_context(|| path.display().to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes room for the summary of several seeds.
+pub fn clear_summary(dir: &Path, overwrite: bool) -> Result<()> {
+    let path = dir.join(SUMMARY);
+    if path.exists() && !overwrite {
+        bail!(
+            "{}: holds the finished runs of several seeds; give another --out, or --overwrite",
+            dir.display()
+        );
+    }
+    remove(&path)
+}
+
 /// Several seeds of one recipe.
 pub fn write_summary(dir: &Path, summary: &Summary) -> Result<()> {
-    let path = dir.join("summary.json");
+    let path = dir.join(SUMMARY);
     write_whole(dir, &path, &json(summary)?)
         .with_context(|| format!("{}: not written", path.display()))
 }
@@ -109,7 +146,7 @@ pub fn read_report(path: &Path) -> Result<Report> {
         false => path.to_owned(),
     };
     if path.is_dir() && !file.exists() {
-        if path.join("summary.json").exists() {
+        if path.join(SUMMARY).exists() {
             bail!(
                 "{}: holds several seeds; name the directories inside it",
                 path.display()
@@ -121,6 +158,18 @@ pub fn read_report(path: &Path) -> Result<Report> {
         );
     }
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    #[derive(serde::Deserialize)]
+    struct Head {
+        schema: u32,
+    }
+    if let Ok(Head { schema }) = serde_json::from_str(&text)
+        && schema != SCHEMA
+    {
+        bail!(
+            "{}: a report of schema {schema}, expected {SCHEMA}; read it with the candlewick that wrote it",
+            file.display()
+        );
+    }
     serde_json::from_str(&text).map_err(|e| {
         anyhow!(
             "{}: not a report of this version of candlewick: {e}",

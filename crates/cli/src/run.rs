@@ -88,16 +88,23 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .iter()
         .map(|&seed| Ok(Plan::new(load(Some(seed))?, &origin, Some(&bar))?.0))
         .collect::<Result<Vec<Plan>>>()?;
+    // Before any work: that all seeds have a place to go to.
+    record::clear_summary(&out, args.overwrite)?;
+    let dirs = plans
+        .iter()
+        .map(|plan| {
+            let seed = format!("seed-{}", plan.recipe.seed);
+            RunDir::create(&out.join(seed), args.overwrite)
+        })
+        .collect::<Result<Vec<RunDir>>>()?;
     machine::use_threads(plans[0].threads)?;
     let stop = watch::interrupted()?;
     let mut started = Instant::now();
     let loaded = plans[0].load(&bar)?;
     let mut reports = Vec::new();
-    for plan in &plans {
-        let seed = plan.recipe.seed;
-        let dir = RunDir::create(&out.join(format!("seed-{seed}")), args.overwrite)?;
-        let label = format!("{} seed {seed}", plan.method.about().name);
-        reports.push(execute(plan, &loaded, &dir, &label, started, &stop)?);
+    for (plan, dir) in plans.iter().zip(&dirs) {
+        let label = format!("{} seed {}", plan.method.about().name, plan.recipe.seed);
+        reports.push(execute(plan, &loaded, dir, &label, started, &stop)?);
         started = Instant::now();
     }
     let summary = Summary::new(&reports);
@@ -130,17 +137,13 @@ pub fn execute(
     let mut outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
-            let done = watch.times.len().saturating_sub(1);
-            let line = format!(
-                "stopped in task {} of {}: {error}",
-                done + 1,
-                plan.stream.tasks.len()
-            );
+            let (done, of) = (watch.done, plan.stream.tasks.len());
+            let line = format!("stopped in task {} of {of}: {error}", done + 1);
             watch.log += &format!("{line}\n");
             dir.write("log.txt", watch.log.as_bytes())?;
             let text = match error {
                 Error::Interrupted => format!(
-                    "after {done} tasks; no report was written, {} holds the log",
+                    "interrupted after {done} of {of} tasks; no report was written, {} holds the log",
                     dir.path().display()
                 ),
                 _ => line,

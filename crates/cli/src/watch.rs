@@ -41,6 +41,8 @@ pub struct Watch<'a> {
     plain: bool,
     started: Instant,
     epoch: usize,
+    /// Tasks that are learned and evaluated.
+    pub done: usize,
     /// Time per task, for `timing.json`.
     pub times: Vec<TaskTime>,
     /// What was said, for `log.txt`.
@@ -62,6 +64,7 @@ impl<'a> Watch<'a> {
             plain,
             started: Instant::now(),
             epoch: 0,
+            done: 0,
             times: Vec::new(),
             log: String::new(),
         }
@@ -165,6 +168,7 @@ impl Observer for Watch<'_> {
                 self.time().eval_images += images;
             }
             Event::TaskEnd { accuracy, .. } => {
+                self.done = accuracy.sessions();
                 self.time().eval_seconds = self.started.elapsed().as_secs_f64();
                 let micro = accuracy.micro_curve().last().copied().unwrap_or(f64::NAN);
                 if let Some(row) = accuracy.percent.last() {

@@ -1,0 +1,23 @@
+//! The command from outside: what a run leaves, what it says about bad input, what stopping it does.
+//!
+//! No test reaches the network: the Hub is offline or a closed port, its cache an empty folder.
+
+// Clippy's leave for tests does not reach the helpers of an integration test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "cli/dry.rs"]
+mod dry;
+#[path = "cli/halt.rs"]
+mod halt;
+#[path = "cli/input.rs"]
+mod input;
+#[path = "cli/lab.rs"]
+mod lab;
+#[path = "cli/look.rs"]
+mod look;
+#[path = "cli/record.rs"]
+mod record;
+#[path = "cli/same.rs"]
+mod same;
+#[path = "cli/weights.rs"]
+mod weights;

@@ -1,0 +1,242 @@
+//! A folder of its own for each test: images, recipes, run directories and an empty Hub cache.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub const METHODS: [&str; 3] = ["linear", "simplecil", "l2p"];
+
+/// Six classes of nine images each.
+pub const CLASSES: [&str; 6] = ["bicycle", "bread", "cat", "cloud", "goat", "star"];
+pub const TRAIN: usize = 5;
+pub const TEST: usize = 4;
+
+/// The files of a finished run.
+pub const RECORD: [&str; 9] = [
+    "accuracy.csv",
+    "config.toml",
+    "curve.svg",
+    "log.txt",
+    "matrix.svg",
+    "params.safetensors",
+    "predictions.csv",
+    "report.json",
+    "timing.json",
+];
+
+const HEAD: &str = r#"
+seed = 1
+[data]
+path = "images"
+[stream]
+increment = 2
+order = { numpy = 1993 }
+[backbone]
+name = "vit-micro"
+depth = 1
+"#;
+
+const TRAIN_TABLE: &str = r#"
+[train]
+epochs = 1
+batch = 4
+optimizer = "adam"
+lr = 0.01
+"#;
+
+const L2P: &str = r#"
+[method]
+name = "l2p"
+prompts = 4
+length = 2
+top_k = 2
+pull = 0.1
+prompt_init = [-1.0, 1.0]
+key_init = [-1.0, 1.0]
+"#;
+
+pub struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    /// With `images/` and one recipe per method.
+    pub fn new() -> Self {
+        let lab = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for class in CLASSES {
+            for (k, file) in emoji(class).iter().enumerate() {
+                let part = if k < TRAIN { "train" } else { "test" };
+                let to = lab.path(&format!("images/{part}/{class}"));
+                fs::create_dir_all(&to).unwrap();
+                fs::copy(file, to.join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        let linear = "[method]\nname = \"linear\"\n";
+        lab.write("linear.toml", format!("{HEAD}{linear}{TRAIN_TABLE}"));
+        lab.write(
+            "simplecil.toml",
+            format!("{HEAD}[method]\nname = \"simplecil\"\n"),
+        );
+        lab.write("l2p.toml", format!("{HEAD}{L2P}{TRAIN_TABLE}"));
+        lab
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        String::from_utf8(self.read(name)).unwrap()
+    }
+
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.read(name)).unwrap()
+    }
+
+    /// Names in a folder, hidden ones too; none if there is no such folder.
+    pub fn names(&self, folder: &str) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.path(folder)).into_iter().flatten();
+        entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    /// The rows of a run's `predictions.csv`, without its header.
+    pub fn predictions(&self, run: &str) -> Vec<[String; 4]> {
+        let mut csv = csv::Reader::from_path(self.path(run).join("predictions.csv")).unwrap();
+        let header = csv.headers().unwrap();
+        assert_eq!(header, vec!["image", "class", "predicted", "score"]);
+        csv.deserialize().map(|row| row.unwrap()).collect()
+    }
+
+    /// The command, in this folder, with the Hub out of reach.
+    pub fn command(&self) -> assert_cmd::Command {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_candlewick"));
+        command.current_dir(self.dir.path());
+        for (key, value) in self.surroundings() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        // A run that hangs should fail, not stay.
+        command.timeout(Duration::from_secs(240));
+        command
+    }
+
+    /// The same for tests that must hold the process while it runs.
+    pub fn process(&self, program: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(program);
+        command.current_dir(self.dir.path());
+        for (key, value) in self.surroundings() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        command
+    }
+
+    fn surroundings(&self) -> [(&'static str, Option<PathBuf>); 8] {
+        [
+            ("HF_HOME", Some(self.path("hf"))),
+            ("HF_HUB_OFFLINE", Some("1".into())),
+            ("HF_ENDPOINT", Some("http://127.0.0.1:9".into())),
+            ("HF_HUB_CACHE", None),
+            ("HUGGINGFACE_HUB_CACHE", None),
+            ("HF_TOKEN", None),
+            ("HUGGING_FACE_HUB_TOKEN", None),
+            ("HF_TOKEN_PATH", None),
+        ]
+    }
+
+    /// Runs it; the arguments are what stands between the spaces of `line`.
+    pub fn say(&self, line: &str) -> Said {
+        self.say_args(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    pub fn say_args(&self, args: &[&str]) -> Said {
+        Said::of(self.command().args(args).output().unwrap())
+    }
+
+    /// A run that must succeed, into the folder `out`.
+    pub fn run(&self, recipe: &str, out: &str, more: &str) -> Said {
+        let line = format!("run {recipe}.toml --out {out} --threads 1 {more}");
+        let said = self.say(&line);
+        assert_eq!(said.code, Some(0), "{line}: {}", said.err);
+        said
+    }
+
+    /// A run that must be refused, with all of `parts` in the message and no report.
+    pub fn refused(&self, line: &str, parts: &[&str]) -> Said {
+        let said = self.say(&format!("run {line} --out refused"));
+        said.failed(parts);
+        assert!(!self.path("refused/report.json").exists(), "{line}");
+        said
+    }
+}
+
+/// What came of a call.
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Ended with exit code 1, one error with all of `parts`, nothing said twice and no panic.
+    pub fn failed(&self, parts: &[&str]) {
+        assert_eq!(self.code, Some(1), "{}", self.err);
+        assert!(!self.err.contains("panicked"), "{}", self.err);
+        assert_eq!(self.err.matches("error: ").count(), 1, "{}", self.err);
+        for part in parts {
+            assert!(self.err.contains(part), "no {part:?} in: {}", self.err);
+        }
+        // A cause that its wrapper spells out already must not follow once more.
+        let pieces: Vec<&str> = self.err.trim().split(": ").collect();
+        let long = pieces.iter().filter(|piece| piece.len() > 24);
+        for piece in long {
+            let times = pieces.iter().filter(|other| other == &piece).count();
+            assert_eq!(times, 1, "{piece:?} is said twice: {}", self.err);
+        }
+    }
+}
+
+/// The images of a class of the data set inside the program, sorted by name.
+fn emoji(class: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/emoji-r-mini");
+    let mut files: Vec<PathBuf> = ["train", "test"]
+        .iter()
+        .flat_map(|part| fs::read_dir(root.join(part).join(class)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort_by_key(|file| file.file_name().unwrap().to_owned());
+    assert_eq!(files.len(), TRAIN + TEST, "{class}");
+    files
+}

@@ -1,0 +1,353 @@
+//! What a run leaves behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::lab::{CLASSES, Lab, METHODS, RECORD, TEST, TRAIN};
+
+const TASKS: usize = 3;
+
+fn floats(value: &Value) -> Vec<f64> {
+    let list = value.as_array().unwrap();
+    list.iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn close(a: f64, b: f64) {
+    assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+}
+
+fn hex64(value: &Value) {
+    let text = value.as_str().unwrap();
+    assert!(
+        text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_run_leaves_a_whole_record_and_can_be_repeated_from_it() {
+    let lab = Lab::new();
+    for method in METHODS {
+        let said = lab.run(method, method, "");
+        assert!(
+            said.out.contains("average_incremental_accuracy"),
+            "{}",
+            said.out
+        );
+        assert!(
+            said.out.contains(&format!("The record is in {method}")),
+            "{}",
+            said.out
+        );
+        let expected: BTreeSet<String> = RECORD.iter().map(|s| (*s).to_owned()).collect();
+        assert_eq!(lab.names(method), expected, "{method}");
+
+        let report = lab.json(&format!("{method}/report.json"));
+        assert_eq!(report["method"], method);
+        check_numbers(&report);
+        check_facts(&report, method);
+        check_predictions(&lab, method, &report);
+        check_tables_and_pictures(&lab, method, &report);
+
+        // From the recipe that was written, with everything filled in.
+        let again = format!("{method}-again");
+        let said = lab.say(&format!("run {method}/config.toml --out {again}"));
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        for file in [
+            "report.json",
+            "predictions.csv",
+            "params.safetensors",
+            "config.toml",
+        ] {
+            assert!(
+                lab.read(&format!("{method}/{file}")) == lab.read(&format!("{again}/{file}")),
+                "{method}: {file} differs when run again from config.toml"
+            );
+        }
+    }
+}
+
+fn check_numbers(report: &Value) {
+    let matrix: Vec<Vec<f64>> = report["accuracy_matrix"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(floats)
+        .collect();
+    let lengths: Vec<usize> = matrix.iter().map(Vec::len).collect();
+    assert_eq!(lengths, [1, 2, 3]);
+    let all = matrix.iter().flatten();
+    assert!(all.clone().all(|a| (0.0..=100.0).contains(a)));
+
+    let micro = floats(&report["session_accuracy"]["micro"]);
+    let macro_ = floats(&report["session_accuracy"]["macro"]);
+    assert_eq!((micro.len(), macro_.len()), (TASKS, TASKS));
+    for (t, row) in matrix.iter().enumerate() {
+        // All tasks have the same number of test images.
+        close(micro[t], mean(row));
+        close(macro_[t], mean(row));
+    }
+    let metrics = report["metrics"].as_object().unwrap();
+    let keys: Vec<&str> = metrics.keys().map(String::as_str).collect();
+    let mut expected = [
+        "average_incremental_accuracy",
+        "last_accuracy_micro",
+        "last_accuracy_macro",
+        "forgetting",
+        "backward_transfer",
+    ];
+    expected.sort_unstable();
+    let mut sorted = keys.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, expected);
+    let metric = |name: &str| metrics[name].as_f64().unwrap();
+    close(metric("average_incremental_accuracy"), mean(&micro));
+    close(metric("last_accuracy_micro"), micro[2]);
+    close(metric("last_accuracy_macro"), macro_[2]);
+    let old = [0, 1];
+    let best = |i: usize| matrix[i..].iter().map(|row| row[i]).fold(0.0, f64::max);
+    close(
+        metric("forgetting"),
+        mean(&old.map(|i| best(i) - matrix[2][i])),
+    );
+    close(
+        metric("backward_transfer"),
+        mean(&old.map(|i| matrix[2][i] - matrix[i][i])),
+    );
+    for name in expected {
+        assert!(!report["definitions"][name].as_str().unwrap().is_empty());
+    }
+}
+
+fn check_facts(report: &Value, method: &str) {
+    let print = &report["fingerprint"];
+    for field in ["weights", "preprocess", "split", "class_order"] {
+        hex64(&print[field]);
+    }
+    assert_eq!(print["backbone"], "vit-micro");
+    assert_eq!(print["depth"], 1);
+    assert_eq!(print["device"], "cpu");
+    assert_eq!(print["dtype"], "f32");
+    assert_eq!(print["seed"], 1);
+    assert_eq!(print["compat"], Value::Array(vec![]));
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(print["code"].as_str().unwrap().starts_with(version));
+
+    let classes = CLASSES.len();
+    let (steps, trained, trainable) = match method {
+        // Two classes of five images a task, in batches of four.
+        "linear" => (TASKS * 3, classes * TRAIN, 129 * classes),
+        "l2p" => (
+            TASKS * 3,
+            classes * TRAIN,
+            129 * classes + (4 * 2 + 4) * 128,
+        ),
+        _ => (
+            0,
+            0,
+            report["cost"]["trainable_parameters"].as_u64().unwrap() as usize,
+        ),
+    };
+    let cost = &report["cost"];
+    assert_eq!(cost["optimizer_steps"], steps);
+    assert_eq!(cost["images_trained"], trained);
+    assert_eq!(cost["trainable_parameters"], trainable);
+    // Two classes after the first task, four after the second, six after the third.
+    assert_eq!(cost["images_evaluated"], (2 + 4 + 6) * TEST);
+    assert_eq!(cost["images_skipped"], 0);
+    let backbone = cost["backbone_parameters"].as_u64().unwrap();
+    assert!(
+        (1..1_223_040).contains(&backbone),
+        "one block of six: {backbone}"
+    );
+
+    let tasks = report["tasks"].as_array().unwrap();
+    assert_eq!(tasks.len(), TASKS);
+    let mut seen = BTreeSet::new();
+    for task in tasks {
+        assert_eq!(task["train_images"], 2 * TRAIN);
+        assert_eq!(task["test_images"], 2 * TEST);
+        let classes = task["classes"].as_array().unwrap();
+        assert_eq!(classes.len(), 2);
+        seen.extend(classes.iter().map(|c| c.as_str().unwrap().to_owned()));
+    }
+    assert_eq!(seen, CLASSES.iter().map(|c| (*c).to_owned()).collect());
+}
+
+fn check_predictions(lab: &Lab, method: &str, report: &Value) {
+    let rows = lab.predictions(method);
+    let images: BTreeSet<&String> = rows.iter().map(|[image, ..]| image).collect();
+    assert_eq!((rows.len(), images.len()), (6 * TEST, 6 * TEST));
+    let mut hits = BTreeMap::new();
+    for [image, class, predicted, score] in &rows {
+        assert!(
+            image.starts_with(&format!("test/{class}/")),
+            "{image}: {class}"
+        );
+        assert!(lab.path("images").join(image).is_file(), "{image}");
+        assert!(CLASSES.contains(&predicted.as_str()), "{predicted}");
+        assert!(score.parse::<f32>().unwrap().is_finite());
+        *hits.entry(class.clone()).or_insert(0) += usize::from(class == predicted);
+    }
+    let all: usize = hits.values().sum();
+    let micro = report["metrics"]["last_accuracy_micro"].as_f64().unwrap();
+    close(micro, 100.0 * all as f64 / rows.len() as f64);
+    let last = floats(&report["accuracy_matrix"][TASKS - 1]);
+    for (task, accuracy) in report["tasks"].as_array().unwrap().iter().zip(last) {
+        let classes = task["classes"].as_array().unwrap().iter();
+        let right: usize = classes.map(|c| hits[c.as_str().unwrap()]).sum();
+        close(accuracy, 100.0 * right as f64 / (2 * TEST) as f64);
+    }
+}
+
+fn check_tables_and_pictures(lab: &Lab, method: &str, report: &Value) {
+    let file = |name: &str| lab.text(&format!("{method}/{name}"));
+    let mut csv = csv::Reader::from_path(lab.path(method).join("accuracy.csv")).unwrap();
+    let header: Vec<String> = csv.headers().unwrap().iter().map(Into::into).collect();
+    assert_eq!(
+        header.join(","),
+        "session,classes_seen,micro,macro,task_1,task_2,task_3"
+    );
+    let micro = floats(&report["session_accuracy"]["micro"]);
+    for (t, row) in csv.records().enumerate() {
+        let row = row.unwrap();
+        assert_eq!(row[0], (t + 1).to_string());
+        assert_eq!(row[1], (2 * (t + 1)).to_string());
+        close(row[2].parse().unwrap(), micro[t]);
+        let matrix = floats(&report["accuracy_matrix"][t]);
+        for i in 0..TASKS {
+            match matrix.get(i) {
+                Some(accuracy) => close(row[4 + i].parse().unwrap(), *accuracy),
+                None => assert_eq!(&row[4 + i], ""),
+            }
+        }
+        assert!(t < TASKS);
+    }
+    for picture in ["curve.svg", "matrix.svg"] {
+        let svg = file(picture);
+        assert!(
+            svg.contains("<svg") && svg.trim_end().ends_with("</svg>"),
+            "{picture}"
+        );
+    }
+    let log = file("log.txt");
+    for task in 1..=TASKS {
+        assert!(log.contains(&format!("task {task}/{TASKS}: ")), "{log}");
+    }
+    let timing = lab.json(&format!("{method}/timing.json"));
+    assert_eq!(timing["threads"], 1);
+    assert_eq!(timing["tasks"].as_array().unwrap().len(), TASKS);
+    let params = lab.read(&format!("{method}/params.safetensors"));
+    let params = safetensors::SafeTensors::deserialize(&params).unwrap();
+    let of_classes = match method {
+        "simplecil" => "prototypes",
+        _ => "head.weight",
+    };
+    assert_eq!(params.tensor(of_classes).unwrap().shape(), [6, 128]);
+}
+
+#[test]
+fn several_seeds_leave_a_directory_each_and_a_summary() {
+    let lab = Lab::new();
+    let said = lab.run("l2p", "many", "--seeds 1,2,5");
+    let expected = ["seed-1", "seed-2", "seed-5", "summary.json"];
+    assert_eq!(lab.names("many").into_iter().collect::<Vec<_>>(), expected);
+    for part in [
+        "mean",
+        "std",
+        "seed 1",
+        "seed 2",
+        "seed 5",
+        "The records are in many",
+    ] {
+        assert!(said.out.contains(part), "{}", said.out);
+    }
+    let summary = lab.json("many/summary.json");
+    assert_eq!(summary["method"], "l2p");
+    assert_eq!(summary["seeds"], serde_json::json!([1, 2, 5]));
+    let metrics = summary["metrics"].as_object().unwrap();
+    assert_eq!(metrics.len(), 5);
+    for (name, spread) in metrics {
+        let values = floats(&spread["values"]);
+        for (seed, value) in [1, 2, 5].into_iter().zip(&values) {
+            let report = lab.json(&format!("many/seed-{seed}/report.json"));
+            assert_eq!(report["fingerprint"]["seed"], seed);
+            close(*value, report["metrics"][name].as_f64().unwrap());
+        }
+        let centre = mean(&values);
+        close(spread["mean"].as_f64().unwrap(), centre);
+        let squares: f64 = values.iter().map(|v| (v - centre).powi(2)).sum();
+        close(spread["std"].as_f64().unwrap(), (squares / 2.0).sqrt());
+    }
+    // One seed among several is the same run as that seed alone.
+    lab.run("l2p", "alone", "--set seed=2");
+    for file in ["report.json", "predictions.csv", "params.safetensors"] {
+        let alone = lab.read(&format!("alone/{file}"));
+        assert!(alone == lab.read(&format!("many/seed-2/{file}")), "{file}");
+    }
+}
+
+#[test]
+fn a_seed_given_twice_is_refused() {
+    let lab = Lab::new();
+    let said = lab.refused("linear.toml --seeds 1,2,1", &["--seeds", "twice"]);
+    assert_eq!(said.out, "");
+    assert!(!lab.path("refused").exists());
+}
+
+#[test]
+fn seeds_are_refused_before_any_work_where_one_of_them_is_done() {
+    let lab = Lab::new();
+    lab.run("simplecil", "many/seed-1", "");
+    let said = lab.say("run simplecil.toml --out many --seeds 3,1");
+    said.failed(&["many/seed-1", "finished run", "--overwrite"]);
+    assert!(
+        lab.names("many/seed-3").is_empty(),
+        "seed 3 was run in vain"
+    );
+}
+
+#[test]
+fn a_summary_is_not_written_over_unasked() {
+    let lab = Lab::new();
+    lab.run("simplecil", "many", "--seeds 1,2");
+    let before = lab.read("many/summary.json");
+    let said = lab.say("run simplecil.toml --out many --seeds 3");
+    said.failed(&["many", "several seeds", "--out", "--overwrite"]);
+    assert!(lab.read("many/summary.json") == before);
+    lab.run("simplecil", "many", "--seeds 3 --overwrite");
+    assert_eq!(
+        lab.json("many/summary.json")["seeds"],
+        serde_json::json!([3])
+    );
+}
+
+#[test]
+fn without_out_a_run_goes_where_no_finished_run_is() {
+    let lab = Lab::new();
+    for _ in 0..2 {
+        let said = lab.say("run simplecil.toml --threads 1");
+        assert_eq!(said.code, Some(0), "{}", said.err);
+    }
+    let names: Vec<String> = lab.names("runs").into_iter().collect();
+    assert_eq!(names, ["simplecil", "simplecil-2"]);
+    for name in names {
+        assert!(lab.path(&format!("runs/{name}/report.json")).is_file());
+    }
+}
+
+#[test]
+fn a_folder_in_one_piece_is_divided_by_the_recipe() {
+    let lab = Lab::new();
+    let split = "--set data.split.test_fraction=0.4 --set data.split.seed=3";
+    let line = format!("run simplecil.toml --dry-run --set data.path=images/train {split}");
+    let said = lab.say(&line);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let all = "6 classes, 18 training and 12 test images in all";
+    assert!(said.out.contains(all), "{}", said.out);
+}
