@@ -185,7 +185,7 @@ impl Recipe {
                 quoted(&names)
             ),
             Err(e) => Err(explain(
-                &e.to_string(),
+                e.message(),
                 &track.path().to_string(),
                 "method",
                 origin,
@@ -295,7 +295,7 @@ fn order_by_seed(table: &mut Table) {
 fn typed<T: DeserializeOwned>(table: Table, scope: &str, origin: &str) -> Result<T> {
     serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
         let path = e.path().to_string();
-        explain(&e.into_inner().to_string(), &path, scope, origin)
+        explain(e.inner().message(), &path, scope, origin)
     })
 }
 
@@ -373,10 +373,7 @@ mod tests {
     fn error(sets: &[&str]) -> String {
         let sets: Vec<String> = sets.iter().map(|s| (*s).to_owned()).collect();
         let result = Recipe::parse(GOOD, "r.toml", &sets);
-        format!(
-            "{:#}",
-            result.err().map_or_else(|| anyhow!("no error"), |e| e)
-        )
+        format!("{:#}", result.err().unwrap_or_else(|| anyhow!("no error")))
     }
 
     #[test]

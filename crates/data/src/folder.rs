@@ -169,7 +169,15 @@ fn require(path: &Path, wanted: &str) -> Result<()> {
     let found = if path.exists() {
         "a file of that name is there".into()
     } else {
-        match path.ancestors().skip(1).find(|above| above.is_dir()) {
+        // What is above a bare name is the working directory.
+        let mut above = path
+            .ancestors()
+            .skip(1)
+            .map(|above| match above.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => above,
+            });
+        match above.find(|above| above.is_dir()) {
             Some(above) => inventory(above),
             None => "nor does any folder above it exist, seen from the working directory".into(),
         }
@@ -199,9 +207,13 @@ fn inventory(folder: &Path) -> String {
         more => format!(" and {more} more"),
     };
     names.truncate(SHOWN);
+    let folder = match folder == Path::new(".") {
+        true => "the working directory".into(),
+        false => folder.display().to_string(),
+    };
     match names.len() {
-        0 => format!("{} is empty", folder.display()),
-        _ => format!("{} holds {}{more}", folder.display(), names.join(", ")),
+        0 => format!("{folder} is empty"),
+        _ => format!("{folder} holds {}{more}", names.join(", ")),
     }
 }
 

@@ -38,7 +38,11 @@ fn an_unknown_key() {
 fn a_value_of_the_wrong_kind() {
     let lab = Lab::new();
     let set = "linear.toml --set train.batch=many";
-    lab.refused(set, &["linear.toml", "`train.batch`", "\"many\"", "usize"]);
+    let said = lab.refused(set, &["linear.toml", "`train.batch`", "\"many\"", "usize"]);
+    assert_eq!(said.err.matches("train.batch").count(), 1, "{}", said.err);
+    let set = "l2p.toml --set method.top_k=many";
+    let said = lab.refused(set, &["l2p.toml", "`method.top_k`", "\"many\"", "usize"]);
+    assert_eq!(said.err.matches("top_k").count(), 1, "{}", said.err);
 }
 
 #[test]
@@ -64,7 +68,13 @@ fn an_unknown_method() {
 #[test]
 fn a_missing_data_folder() {
     let lab = Lab::new();
-    let parts = ["pictures", "no such folder", "the root of the data set"];
+    let parts = [
+        "pictures",
+        "no such folder",
+        "the root of the data set",
+        "the working directory holds",
+        "images/",
+    ];
     lab.refused("linear.toml --set data.path=pictures", &parts);
     fs::rename(lab.path("images/test"), lab.path("images/held")).unwrap();
     let parts = [

@@ -155,17 +155,28 @@ impl Lab {
         command
     }
 
-    fn surroundings(&self) -> [(&'static str, Option<PathBuf>); 8] {
-        [
+    /// An empty cache, and nothing of the user's settings.
+    fn surroundings(&self) -> Vec<(&'static str, Option<PathBuf>)> {
+        let mut list = vec![
             ("HF_HOME", Some(self.path("hf"))),
             ("HF_HUB_OFFLINE", Some("1".into())),
             ("HF_ENDPOINT", Some("http://127.0.0.1:9".into())),
-            ("HF_HUB_CACHE", None),
-            ("HUGGINGFACE_HUB_CACHE", None),
-            ("HF_TOKEN", None),
-            ("HUGGING_FACE_HUB_TOKEN", None),
-            ("HF_TOKEN_PATH", None),
-        ]
+        ];
+        let removed = [
+            "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_TOKEN_PATH",
+            "ALL_PROXY",
+            "all_proxy",
+            "HTTP_PROXY",
+            "http_proxy",
+            "HTTPS_PROXY",
+            "https_proxy",
+        ];
+        list.extend(removed.map(|name| (name, None)));
+        list
     }
 
     /// Runs it; the arguments are what stands between the spaces of `line`.
