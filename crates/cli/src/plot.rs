@@ -122,9 +122,13 @@ fn draw_matrix(report: &Report, svg: &mut String) -> Drawn {
             let (x, y) = (left + i as i32 * cell, top + t as i32 * cell);
             let corners = [(x + 1, y + 1), (x + cell - 1, y + cell - 1)];
             root.draw(&Rectangle::new(corners, shade(*accuracy).filled()))?;
-            let ink = if *accuracy > 55.0 { WHITE } else { INK };
+            let ink = if *accuracy > 40.0 { WHITE } else { INK };
             let at = (x + cell / 2, y + cell / 2);
-            root.draw(&Text::new(format!("{accuracy:.0}"), at, text(label, &ink)))?;
+            let number = match cell > 40 {
+                true => format!("{accuracy:.1}"),
+                false => format!("{accuracy:.0}"),
+            };
+            root.draw(&Text::new(number, at, text(label, &ink)))?;
         }
     }
     root.present()?;

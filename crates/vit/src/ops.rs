@@ -31,13 +31,41 @@ fn group(width: usize) -> usize {
     width * (GRAIN / width).max(1)
 }
 
-/// Fills a new vector group by group: `fill(first value, out)`.
-fn filled(n: usize, group: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+/// A loop over values that is compiled once for each vector unit and chosen at run time.
+trait Kernel: Sync {
+    /// Fills `out`, whose first value is number `at` of the whole. To be `#[inline(always)]`, else it is compiled
+    /// for the smallest unit alone.
+    fn fill(&self, at: usize, out: &mut [f32]);
+}
+
+/// A kernel at work on one group.
+struct Group<'a, K> {
+    kernel: &'a K,
+    at: usize,
+    out: &'a mut [f32],
+}
+
+impl<K: Kernel> pulp::WithSimd for Group<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        self.kernel.fill(self.at, self.out);
+    }
+}
+
+/// A new vector, filled group by group.
+fn filled(n: usize, group: usize, kernel: impl Kernel) -> Vec<f32> {
     let mut out = vec![0f32; n];
     let arch = pulp::Arch::new();
-    out.par_chunks_mut(group)
-        .enumerate()
-        .for_each(|(i, out)| arch.dispatch(|| fill(i * group, out)));
+    let groups = out.par_chunks_mut(group).enumerate();
+    groups.for_each(|(i, out)| {
+        arch.dispatch(Group {
+            kernel: &kernel,
+            at: i * group,
+            out,
+        });
+    });
     out
 }
 
@@ -84,7 +112,7 @@ fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
     e * f32::from_bits(((k as i32 + 127) << 23) as u32)
 }
@@ -116,16 +144,27 @@ impl CustomOp1 for Gelu {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(x, lx)?;
-        let out = filled(x.len(), GRAIN, |at, out| {
-            for (y, &x) in out.iter_mut().zip(&x[at..]) {
-                *y = x * normal(x).0;
-            }
-        });
+        let kernel = GeluKernel { x };
+        let out = filled(x.len(), GRAIN, kernel);
         Ok((CpuStorage::F32(out), lx.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(x.apply_op2_no_bwd(&grad.contiguous()?, &GeluGrad)?))
+    }
+}
+
+struct GeluKernel<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for GeluKernel<'_> {
+    #[inline(always)]
+    fn fill(&self, at: usize, out: &mut [f32]) {
+        let Self { x } = *self;
+        for (y, &x) in out.iter_mut().zip(&x[at..]) {
+            *y = x * normal(x).0;
+        }
     }
 }
 
@@ -145,13 +184,25 @@ impl CustomOp2 for GeluGrad {
         lg: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, g) = (slice(x, lx)?, slice(g, lg)?);
-        let out = filled(x.len(), GRAIN, |at, out| {
-            for ((y, &x), &g) in out.iter_mut().zip(&x[at..]).zip(&g[at..]) {
-                let (cdf, density) = normal(x);
-                *y = g * (cdf + x * density);
-            }
-        });
+        let kernel = GeluGradKernel { x, g };
+        let out = filled(x.len(), GRAIN, kernel);
         Ok((CpuStorage::F32(out), lx.shape().clone()))
+    }
+}
+
+struct GeluGradKernel<'a> {
+    x: &'a [f32],
+    g: &'a [f32],
+}
+
+impl Kernel for GeluGradKernel<'_> {
+    #[inline(always)]
+    fn fill(&self, at: usize, out: &mut [f32]) {
+        let Self { x, g } = *self;
+        for ((y, &x), &g) in out.iter_mut().zip(&x[at..]).zip(&g[at..]) {
+            let (cdf, density) = normal(x);
+            *y = g * (cdf + x * density);
+        }
     }
 }
 
@@ -165,21 +216,33 @@ impl CustomOp1 for Softmax {
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, n) = (slice(x, lx)?, width(lx));
-        let out = filled(x.len(), group(n), |at, out| {
-            for (y, x) in out.chunks_exact_mut(n).zip(x[at..].chunks_exact(n)) {
-                let most = largest(x);
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = exp(x - most);
-                }
-                let scale = 1.0 / sum(n, |i| y[i]);
-                y.iter_mut().for_each(|y| *y *= scale);
-            }
-        });
+        let kernel = SoftmaxKernel { x, n };
+        let out = filled(x.len(), group(n), kernel);
         Ok((CpuStorage::F32(out), lx.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some(y.apply_op2_no_bwd(&grad.contiguous()?, &SoftmaxGrad)?))
+    }
+}
+
+struct SoftmaxKernel<'a> {
+    x: &'a [f32],
+    n: usize,
+}
+
+impl Kernel for SoftmaxKernel<'_> {
+    #[inline(always)]
+    fn fill(&self, at: usize, out: &mut [f32]) {
+        let Self { x, n } = *self;
+        for (y, x) in out.chunks_exact_mut(n).zip(x[at..].chunks_exact(n)) {
+            let most = largest(x);
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = exp(x - most);
+            }
+            let scale = 1.0 / sum(n, |i| y[i]);
+            y.iter_mut().for_each(|y| *y *= scale);
+        }
     }
 }
 
@@ -199,16 +262,29 @@ impl CustomOp2 for SoftmaxGrad {
         lg: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (y, g, n) = (slice(y, ly)?, slice(g, lg)?, width(ly));
-        let out = filled(y.len(), group(n), |at, out| {
-            let rows = y[at..].chunks_exact(n).zip(g[at..].chunks_exact(n));
-            for (out, (y, g)) in out.chunks_exact_mut(n).zip(rows) {
-                let dot = sum(n, |i| y[i] * g[i]);
-                for ((out, &y), &g) in out.iter_mut().zip(y).zip(g) {
-                    *out = y * (g - dot);
-                }
-            }
-        });
+        let kernel = SoftmaxGradKernel { y, g, n };
+        let out = filled(y.len(), group(n), kernel);
         Ok((CpuStorage::F32(out), ly.shape().clone()))
+    }
+}
+
+struct SoftmaxGradKernel<'a> {
+    y: &'a [f32],
+    g: &'a [f32],
+    n: usize,
+}
+
+impl Kernel for SoftmaxGradKernel<'_> {
+    #[inline(always)]
+    fn fill(&self, at: usize, out: &mut [f32]) {
+        let Self { y, g, n } = *self;
+        let rows = y[at..].chunks_exact(n).zip(g[at..].chunks_exact(n));
+        for (out, (y, g)) in out.chunks_exact_mut(n).zip(rows) {
+            let dot = sum(n, |i| y[i] * g[i]);
+            for ((out, &y), &g) in out.iter_mut().zip(y).zip(g) {
+                *out = y * (g - dot);
+            }
+        }
     }
 }
 
@@ -241,14 +317,14 @@ impl CustomOp3 for Norm {
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b, n) = (slice(x, lx)?, slice(w, lw)?, slice(b, lb)?, width(lx));
-        let out = filled(x.len(), group(n), |at, out| {
-            for (y, x) in out.chunks_exact_mut(n).zip(x[at..].chunks_exact(n)) {
-                let (mean, scale) = moments(x, self.eps);
-                for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
-                    *y = (x - mean) * scale * w + b;
-                }
-            }
-        });
+        let kernel = NormKernel {
+            x,
+            w,
+            b,
+            n,
+            eps: self.eps,
+        };
+        let out = filled(x.len(), group(n), kernel);
         Ok((CpuStorage::F32(out), lx.shape().clone()))
     }
 
@@ -263,6 +339,27 @@ impl CustomOp3 for Norm {
         let op = NormGrad { eps: self.eps };
         let grad = x.apply_op3_no_bwd(w, &grad.contiguous()?, &op)?;
         Ok((Some(grad), None, None))
+    }
+}
+
+struct NormKernel<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    b: &'a [f32],
+    n: usize,
+    eps: f64,
+}
+
+impl Kernel for NormKernel<'_> {
+    #[inline(always)]
+    fn fill(&self, at: usize, out: &mut [f32]) {
+        let Self { x, w, b, n, eps } = *self;
+        for (y, x) in out.chunks_exact_mut(n).zip(x[at..].chunks_exact(n)) {
+            let (mean, scale) = moments(x, eps);
+            for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                *y = (x - mean) * scale * w + b;
+            }
+        }
     }
 }
 
@@ -286,19 +383,40 @@ impl CustomOp3 for NormGrad {
         lg: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, g, n) = (slice(x, lx)?, slice(w, lw)?, slice(g, lg)?, width(lx));
-        let out = filled(x.len(), group(n), |at, out| {
-            let rows = x[at..].chunks_exact(n).zip(g[at..].chunks_exact(n));
-            for (out, (x, g)) in out.chunks_exact_mut(n).zip(rows) {
-                let (mean, scale) = moments(x, self.eps);
-                let (w, g, x) = (&w[..n], &g[..n], &x[..n]);
-                let mean_h = sum(n, |i| g[i] * w[i]) / n as f32;
-                let dot = sum(n, |i| g[i] * w[i] * (x[i] - mean)) * scale / n as f32;
-                for (((out, &x), &g), &w) in out.iter_mut().zip(x).zip(g).zip(w) {
-                    *out = scale * (g * w - mean_h - (x - mean) * scale * dot);
-                }
-            }
-        });
+        let kernel = NormGradKernel {
+            x,
+            g,
+            w,
+            n,
+            eps: self.eps,
+        };
+        let out = filled(x.len(), group(n), kernel);
         Ok((CpuStorage::F32(out), lx.shape().clone()))
+    }
+}
+
+struct NormGradKernel<'a> {
+    x: &'a [f32],
+    g: &'a [f32],
+    w: &'a [f32],
+    n: usize,
+    eps: f64,
+}
+
+impl Kernel for NormGradKernel<'_> {
+    #[inline(always)]
+    fn fill(&self, at: usize, out: &mut [f32]) {
+        let Self { x, g, w, n, eps } = *self;
+        let rows = x[at..].chunks_exact(n).zip(g[at..].chunks_exact(n));
+        for (out, (x, g)) in out.chunks_exact_mut(n).zip(rows) {
+            let (mean, scale) = moments(x, eps);
+            let (w, g, x) = (&w[..n], &g[..n], &x[..n]);
+            let mean_h = sum(n, |i| g[i] * w[i]) / n as f32;
+            let dot = sum(n, |i| g[i] * w[i] * (x[i] - mean)) * scale / n as f32;
+            for (((out, &x), &g), &w) in out.iter_mut().zip(x).zip(g).zip(w) {
+                *out = scale * (g * w - mean_h - (x - mean) * scale * dot);
+            }
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The backbone against the public implementations, and its seams against what they promise.
 
+// Clippy's leave for tests does not reach the helpers of an integration test.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
