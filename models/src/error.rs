@@ -11,6 +11,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     // What was asked for
+    /// A path that leads nowhere.
+    #[error("{}: there is no such file or folder; expected weights (.safetensors, .npz) or a folder that holds them", path.display())]
+    NoSuchPath {
+        /// The path.
+        path: std::path::PathBuf,
+    },
     /// Neither a card nor a path nor a Hub id.
     #[error(
         "no backbone is called '{name}'{}; a Hub id has the form organisation/name, and a path must exist",

@@ -146,6 +146,10 @@ pub fn resolve(name: &str, options: &Options<'_>) -> Result<Located> {
     {
         return from_hub(name, options);
     }
+    // What starts with a dot or a slash can only be a path.
+    if path.is_absolute() || name.starts_with('.') {
+        return Err(Error::NoSuchPath { path: path.into() });
+    }
     Err(Error::Unknown {
         name: name.to_owned(),
         nearest: card::nearest(name).map(str::to_owned),

@@ -20,7 +20,7 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
     match plan.spec(outlook)? {
         Some(spec) => {
             text += &format!(
-                "          {} blocks of width {}, {} heads, patch {}, {} px: {} tokens, {:.1} M parameters\n",
+                "          depth {}, width {}, {} heads, patch {}, {} px: {} tokens, {:.1} M parameters\n",
                 spec.depth,
                 spec.dim,
                 spec.heads,

@@ -59,11 +59,13 @@ impl Plan {
             parts.expect_images(expected, "emoji-r-mini")?;
         }
         let outlook = Outlook::of(&recipe, fetch)?;
-        let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref())?;
+        let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref(), origin)?;
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
-            .map_err(|e| anyhow!(e.within("preprocess")))?;
+            .map_err(|e| anyhow!(e.within("preprocess")))
+            .with_context(|| origin.to_owned())?;
         let stream = class_incremental(&parts, &recipe.stream.class_incremental(), &loader)
-            .map_err(|e| anyhow!(e.within("stream")))?;
+            .map_err(|e| anyhow!(e.within("stream")))
+            .with_context(|| origin.to_owned())?;
         let mut recipe = recipe;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
         recipe.threads = Some(threads);

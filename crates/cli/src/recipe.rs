@@ -156,7 +156,7 @@ impl Recipe {
     pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self> {
         let mut table: Table = text
             .parse()
-            .map_err(|e: toml::de::Error| anyhow!("{origin}: not valid TOML: {e}"))?;
+            .map_err(|e: toml::de::Error| anyhow!("{origin}: {}", e.to_string().trim_end()))?;
         for set in sets {
             overlay(&mut table, set)?;
         }
@@ -235,7 +235,11 @@ impl Recipe {
     }
 
     /// The card's preprocessing with the recipe's keys laid over it.
-    pub fn preprocess(&self, card: Option<&candlewick_models::Preprocess>) -> Result<Preprocess> {
+    pub fn preprocess(
+        &self,
+        card: Option<&candlewick_models::Preprocess>,
+        origin: &str,
+    ) -> Result<Preprocess> {
         let mut table = match card {
             Some(card) => Table::try_from(card)?,
             None => Table::new(),
@@ -247,7 +251,7 @@ impl Recipe {
                 self.backbone.label()
             );
         }
-        typed(table, "preprocess", "recipe")
+        typed(table, "preprocess", origin)
     }
 }
 

@@ -145,6 +145,9 @@ pub fn read_report(path: &Path) -> Result<Report> {
         true => path.join(REPORT),
         false => path.to_owned(),
     };
+    if !path.exists() {
+        bail!("{}: there is no such run directory", path.display());
+    }
     if path.is_dir() && !file.exists() {
         if path.join(SUMMARY).exists() {
             bail!(

@@ -145,8 +145,10 @@ fn train_epoch(
             return Err(Error::setting(
                 "train.lr",
                 format!(
-                    "the loss is {value} in task {}, epoch {epoch}, step {step}; lower it, or set train.clip",
-                    task.info.index
+                    "the loss is {value} in task {}, epoch {}, step {}; lower it, or set train.clip",
+                    task.info.index + 1,
+                    epoch + 1,
+                    step + 1
                 ),
             ));
         }
@@ -191,7 +193,7 @@ fn evaluate(
         return Err(Error::State {
             problem: format!(
                 "task {} has no readable test image, so its accuracy is undefined",
-                task.info.index
+                task.info.index + 1
             ),
         });
     }
@@ -205,7 +207,7 @@ fn best(scores: &Tensor, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
         return Err(Error::State {
             problem: format!(
                 "a score is {bad} on a test image of task {}; training has diverged, lower train.lr",
-                task.index
+                task.index + 1
             ),
         });
     }

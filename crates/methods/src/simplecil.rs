@@ -81,8 +81,8 @@ impl Method for Prototypes {
                 return Err(Error::State {
                     problem: format!(
                         "class {} of task {} has no readable training image, so it has no mean",
-                        classes.start + class,
-                        task.info.index
+                        class + 1,
+                        task.info.index + 1
                     ),
                 });
             }

@@ -62,9 +62,9 @@ pub enum Error {
     },
 
     /// An option that does not fit the weights.
-    #[error("backbone.{key}: {problem}")]
+    #[error("{key}: {problem}")]
     Option {
-        /// Key in the recipe's `[backbone]` table.
+        /// Dotted key, as a recipe writes it.
         key: &'static str,
         /// What was expected and found.
         problem: String,

@@ -345,7 +345,7 @@ pub(crate) fn read(weights: &Weights, depth: Option<usize>, device: &Device) -> 
             sizes.depth
         );
         return Err(Error::Option {
-            key: "depth",
+            key: "backbone.depth",
             problem,
         });
     }

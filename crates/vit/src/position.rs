@@ -83,7 +83,7 @@ pub(crate) fn side(n: usize) -> Result<usize> {
     match side * side == n {
         true => Ok(side),
         false => Err(Error::Option {
-            key: "image_size",
+            key: "preprocess.crop",
             problem: format!("the position embedding has {n} patch rows, expected a square number"),
         }),
     }

@@ -117,9 +117,9 @@ impl Vit {
         let (p, size) = (self.spec.patch_size, self.spec.image_size);
         if (channels, h, w) != (3, size, size) {
             return Err(Error::Option {
-                key: "image_size",
+                key: "preprocess.crop",
                 problem: format!(
-                    "images are {channels}x{h}x{w}, the backbone was loaded for 3x{size}x{size}; set [preprocess] crop to {size}"
+                    "images are {channels}x{h}x{w}, the backbone was loaded for 3x{size}x{size}; set it to {size}"
                 ),
             });
         }
@@ -221,7 +221,7 @@ fn heads(given: Option<usize>, dim: usize) -> Result<usize> {
             "found {heads} heads for a width of {dim}; give the number the model was trained with, a divisor of {dim}"
         );
         return Err(Error::Option {
-            key: "heads",
+            key: "backbone.heads",
             problem,
         });
     }
@@ -231,9 +231,9 @@ fn heads(given: Option<usize>, dim: usize) -> Result<usize> {
 fn grid(image_size: usize, patch: usize) -> Result<usize> {
     if image_size == 0 || !image_size.is_multiple_of(patch) {
         return Err(Error::Option {
-            key: "image_size",
+            key: "preprocess.crop",
             problem: format!(
-                "{image_size} px is not a multiple of the patch size {patch}; set [preprocess] crop to {} or {}",
+                "{image_size} px is not a multiple of the patch size {patch}; set it to {} or {}",
                 (image_size / patch).max(1) * patch,
                 (image_size / patch + 1) * patch
             ),

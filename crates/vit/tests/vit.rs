@@ -568,7 +568,9 @@ fn a_wrong_image_size_says_what_to_set() {
     let images = Tensor::zeros((1, 3, 40, 40), candle_core::DType::F32, &Device::Cpu).unwrap();
     let text = vit.query(&images).unwrap_err().to_string();
     assert!(
-        text.contains("3x40x40") && text.contains("crop to 32"),
+        text.contains("3x40x40")
+            && text.contains("preprocess.crop")
+            && text.contains("set it to 32"),
         "{text}"
     );
     let dir = tempfile::tempdir().unwrap();

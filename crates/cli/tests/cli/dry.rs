@@ -19,7 +19,7 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
         &[
             "method    l2p: ",
             "backbone  vit-micro: here (embedded)",
-            "1 blocks of width 128, 4 heads, patch 8, 64 px: 65 tokens",
+            "depth 1, width 128, 4 heads, patch 8, 64 px: 65 tokens",
             // Prompts, keys and a head for six classes.
             &format!("trainable {} parameters", 4 * 2 * 128 + 4 * 128 + 6 * 129),
             "memory    about ",
@@ -58,7 +58,7 @@ fn a_card_that_is_not_here_is_reckoned_without_being_fetched() {
         &Said::of(output),
         &[
             "vit_base_patch16_224.augreg_in21k: not here, would be fetched",
-            "12 blocks of width 768, 12 heads, patch 16, 224 px: 197 tokens, 85.8 M",
+            "depth 12, width 768, 12 heads, patch 16, 224 px: 197 tokens, 85.8 M",
             // Prompts, keys and a head for six classes.
             &format!("trainable {} parameters", 38_400 + 7_680 + 6 * 769),
             "memory    about ",

@@ -18,7 +18,10 @@ fn a_missing_recipe() {
 fn a_recipe_that_is_not_toml() {
     let lab = Lab::new();
     lab.write("bad.toml", "seed = 1\n[data\n");
-    lab.refused("bad.toml", &["bad.toml", "not valid TOML", "line 2"]);
+    lab.refused(
+        "bad.toml",
+        &["bad.toml", "TOML parse error at line 2", "[data"],
+    );
 }
 
 #[test]

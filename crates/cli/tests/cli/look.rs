@@ -154,7 +154,7 @@ fn a_report_that_cannot_be_read() {
     lab.say("report empty")
         .failed(&["empty", "no report.json", "did not end"]);
     lab.say("report nowhere")
-        .failed(&["nowhere", "No such file"]);
+        .failed(&["nowhere", "no such run directory"]);
     lab.write("bad/report.json", "{\"schema\": 1, \"method\":");
     lab.say("report bad")
         .failed(&["bad/report.json", "not a report", "line 1"]);

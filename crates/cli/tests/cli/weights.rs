@@ -113,7 +113,10 @@ fn weights_of_which_nothing_else_is_known() {
 fn a_path_that_is_not_there() {
     let lab = Lab::new();
     recipe(&lab, "path = \"weights/own.safetensors\"");
-    lab.refused("own.toml", &["weights/own.safetensors", "path must exist"]);
+    lab.refused(
+        "own.toml",
+        &["weights/own.safetensors", "no such file or folder"],
+    );
 }
 
 #[test]
@@ -179,7 +182,14 @@ fn a_hub_that_does_not_answer() {
 fn a_crop_that_is_not_a_multiple_of_the_patch() {
     let lab = Lab::new();
     let set = "linear.toml --set preprocess.crop=60";
-    lab.refused(set, &["60 px", "patch size 8", "crop to 56 or 64"]);
+    lab.refused(
+        set,
+        &[
+            "preprocess.crop: 60 px",
+            "patch size 8",
+            "set it to 56 or 64",
+        ],
+    );
     let set = "linear.toml --set preprocess.crop=0";
     lab.refused(set, &["`preprocess.crop`", "found 0"]);
 }
