@@ -1,5 +1,5 @@
 //! A masked linear head on the frozen backbone: the floor that any table of prompt methods needs,
-//! since it already reaches 70 % on Split CIFAR-100 (`google-research/l2p` issue 35).
+//! since it already reaches 70 % on Split CIFAR-100 (reported for `google-research/l2p`).
 
 use std::sync::Arc;
 

@@ -1,5 +1,7 @@
 //! The names under which the same ViT is found on the Hub, and the way from each to one set of
-//! canonical names (timm's). One table per layout.
+//! canonical names (timm's).
+
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +10,12 @@ use candle_core::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::position::Resample;
 use crate::weights::Weights;
+use names::Convert::{
+    Convolution, Optional, OutKernel, Same, Stack, StackBiases, StackKernels, Transpose,
+};
+use names::{
+    Convert, DINOV2_BLOCK, HF_TOP, HF_VIT_BLOCK, NPZ_BLOCK, NPZ_TOP, Row, TIMM_BLOCK, TIMM_TOP,
+};
 
 /// A family of tensor names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,193 +95,6 @@ impl Layout {
         heads.iter().any(|head| name.starts_with(head))
     }
 }
-
-/// Canonical name, names in the file, and what lies between.
-type Row = (&'static str, &'static [&'static str], Convert);
-
-/// How the tensors of a file become one canonical tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Convert {
-    /// As it is.
-    Same,
-    /// As it is, where the file has it (registers, layer scale).
-    Optional,
-    /// Q, K and V one under the other.
-    Stack,
-    /// `(in, out)` to `(out, in)`.
-    Transpose,
-    /// Q, K, V kernels `(D, H, d)` to `(3D, D)`.
-    StackKernels,
-    /// Q, K, V biases `(H, d)` to `(3D)`.
-    StackBiases,
-    /// Output kernel `(H, d, D)` to `(D, D)`.
-    OutKernel,
-    /// Convolution `(p, p, 3, D)` to `(D, 3, p, p)`.
-    Convolution,
-}
-
-use Convert::{
-    Convolution, Optional, OutKernel, Same, Stack, StackBiases, StackKernels, Transpose,
-};
-
-const TIMM_TOP: [Row; 7] = [
-    ("cls_token", &["cls_token"], Same),
-    ("pos_embed", &["pos_embed"], Same),
-    // facebookresearch/dinov2 calls them `register_tokens`.
-    ("reg_token", &["reg_token", "register_tokens"], Optional),
-    (
-        "patch_embed.proj.weight",
-        &["patch_embed.proj.weight"],
-        Same,
-    ),
-    ("patch_embed.proj.bias", &["patch_embed.proj.bias"], Same),
-    ("norm.weight", &["norm.weight"], Same),
-    ("norm.bias", &["norm.bias"], Same),
-];
-
-const TIMM_BLOCK: [Row; 14] = [
-    ("norm1.weight", &["norm1.weight"], Same),
-    ("norm1.bias", &["norm1.bias"], Same),
-    ("attn.qkv.weight", &["attn.qkv.weight"], Same),
-    ("attn.qkv.bias", &["attn.qkv.bias"], Same),
-    ("attn.proj.weight", &["attn.proj.weight"], Same),
-    ("attn.proj.bias", &["attn.proj.bias"], Same),
-    ("ls1.gamma", &["ls1.gamma"], Optional),
-    ("norm2.weight", &["norm2.weight"], Same),
-    ("norm2.bias", &["norm2.bias"], Same),
-    ("mlp.fc1.weight", &["mlp.fc1.weight"], Same),
-    ("mlp.fc1.bias", &["mlp.fc1.bias"], Same),
-    ("mlp.fc2.weight", &["mlp.fc2.weight"], Same),
-    ("mlp.fc2.bias", &["mlp.fc2.bias"], Same),
-    ("ls2.gamma", &["ls2.gamma"], Optional),
-];
-
-const HF_TOP: [Row; 7] = [
-    ("cls_token", &["embeddings.cls_token"], Same),
-    ("pos_embed", &["embeddings.position_embeddings"], Same),
-    ("reg_token", &["embeddings.register_tokens"], Optional),
-    (
-        "patch_embed.proj.weight",
-        &["embeddings.patch_embeddings.projection.weight"],
-        Same,
-    ),
-    (
-        "patch_embed.proj.bias",
-        &["embeddings.patch_embeddings.projection.bias"],
-        Same,
-    ),
-    ("norm.weight", &["layernorm.weight"], Same),
-    ("norm.bias", &["layernorm.bias"], Same),
-];
-
-const HF_QKV_WEIGHT: Row = (
-    "attn.qkv.weight",
-    &[
-        "attention.attention.query.weight",
-        "attention.attention.key.weight",
-        "attention.attention.value.weight",
-    ],
-    Stack,
-);
-const HF_QKV_BIAS: Row = (
-    "attn.qkv.bias",
-    &[
-        "attention.attention.query.bias",
-        "attention.attention.key.bias",
-        "attention.attention.value.bias",
-    ],
-    Stack,
-);
-const HF_PROJ_WEIGHT: Row = ("attn.proj.weight", &["attention.output.dense.weight"], Same);
-const HF_PROJ_BIAS: Row = ("attn.proj.bias", &["attention.output.dense.bias"], Same);
-
-const HF_VIT_BLOCK: [Row; 12] = [
-    ("norm1.weight", &["layernorm_before.weight"], Same),
-    ("norm1.bias", &["layernorm_before.bias"], Same),
-    HF_QKV_WEIGHT,
-    HF_QKV_BIAS,
-    HF_PROJ_WEIGHT,
-    HF_PROJ_BIAS,
-    ("norm2.weight", &["layernorm_after.weight"], Same),
-    ("norm2.bias", &["layernorm_after.bias"], Same),
-    ("mlp.fc1.weight", &["intermediate.dense.weight"], Same),
-    ("mlp.fc1.bias", &["intermediate.dense.bias"], Same),
-    ("mlp.fc2.weight", &["output.dense.weight"], Same),
-    ("mlp.fc2.bias", &["output.dense.bias"], Same),
-];
-
-const DINOV2_BLOCK: [Row; 14] = [
-    ("norm1.weight", &["norm1.weight"], Same),
-    ("norm1.bias", &["norm1.bias"], Same),
-    HF_QKV_WEIGHT,
-    HF_QKV_BIAS,
-    HF_PROJ_WEIGHT,
-    HF_PROJ_BIAS,
-    ("ls1.gamma", &["layer_scale1.lambda1"], Same),
-    ("norm2.weight", &["norm2.weight"], Same),
-    ("norm2.bias", &["norm2.bias"], Same),
-    ("mlp.fc1.weight", &["mlp.fc1.weight"], Same),
-    ("mlp.fc1.bias", &["mlp.fc1.bias"], Same),
-    ("mlp.fc2.weight", &["mlp.fc2.weight"], Same),
-    ("mlp.fc2.bias", &["mlp.fc2.bias"], Same),
-    ("ls2.gamma", &["layer_scale2.lambda1"], Same),
-];
-
-const NPZ_TOP: [Row; 6] = [
-    ("cls_token", &["cls"], Same),
-    (
-        "pos_embed",
-        &["Transformer/posembed_input/pos_embedding"],
-        Same,
-    ),
-    (
-        "patch_embed.proj.weight",
-        &["embedding/kernel"],
-        Convolution,
-    ),
-    ("patch_embed.proj.bias", &["embedding/bias"], Same),
-    ("norm.weight", &["Transformer/encoder_norm/scale"], Same),
-    ("norm.bias", &["Transformer/encoder_norm/bias"], Same),
-];
-
-const NPZ_BLOCK: [Row; 12] = [
-    ("norm1.weight", &["LayerNorm_0/scale"], Same),
-    ("norm1.bias", &["LayerNorm_0/bias"], Same),
-    (
-        "attn.qkv.weight",
-        &[
-            "MultiHeadDotProductAttention_1/query/kernel",
-            "MultiHeadDotProductAttention_1/key/kernel",
-            "MultiHeadDotProductAttention_1/value/kernel",
-        ],
-        StackKernels,
-    ),
-    (
-        "attn.qkv.bias",
-        &[
-            "MultiHeadDotProductAttention_1/query/bias",
-            "MultiHeadDotProductAttention_1/key/bias",
-            "MultiHeadDotProductAttention_1/value/bias",
-        ],
-        StackBiases,
-    ),
-    (
-        "attn.proj.weight",
-        &["MultiHeadDotProductAttention_1/out/kernel"],
-        OutKernel,
-    ),
-    (
-        "attn.proj.bias",
-        &["MultiHeadDotProductAttention_1/out/bias"],
-        Same,
-    ),
-    ("norm2.weight", &["LayerNorm_2/scale"], Same),
-    ("norm2.bias", &["LayerNorm_2/bias"], Same),
-    ("mlp.fc1.weight", &["MlpBlock_3/Dense_0/kernel"], Transpose),
-    ("mlp.fc1.bias", &["MlpBlock_3/Dense_0/bias"], Same),
-    ("mlp.fc2.weight", &["MlpBlock_3/Dense_1/kernel"], Transpose),
-    ("mlp.fc2.bias", &["MlpBlock_3/Dense_1/bias"], Same),
-];
 
 /// Sizes read from the tensors.
 #[derive(Debug, Clone, Copy)]

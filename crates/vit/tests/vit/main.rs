@@ -3,13 +3,13 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod seams;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
-use candlewick_core::{
-    Backbone, Cue, Injection, NoPrompt, Op, Position, Prefix, Prompt, Result, Site, Span, Tokens,
-};
+use candlewick_core::{Backbone, Cue, Injection, NoPrompt, Op, Prompt, Result, Site};
 use candlewick_vit::{Layout, Options, Vit, Weights};
 
 type Tensors = HashMap<String, Tensor>;
@@ -376,178 +376,6 @@ fn files_that_are_no_backbone_are_named() {
     std::fs::write(&npz, b"no zip").unwrap();
     let npz = Weights::open(&npz).err().unwrap().to_string();
     assert!(npz.contains("not a readable npz file"), "{npz}");
-}
-
-/// Two prompt tokens at `site`, kept or dropped, with a prefix made of a copied token.
-struct Inject {
-    site: Site,
-    span: Span,
-    position: Position,
-    tokens: Option<Tensor>,
-    prefix: Option<(Tensor, Tensor)>,
-}
-
-impl Prompt for Inject {
-    fn inject(&self, site: Site, tokens: &Tensor, _: &Cue) -> Result<Injection> {
-        if site != self.site {
-            return Ok(Injection::default());
-        }
-        let b = tokens.dim(0)?;
-        let batch = |t: &Tensor| {
-            let mut shape = t.dims().to_vec();
-            shape[0] = b;
-            t.expand(shape)
-        };
-        let prompts = self.tokens.as_ref().map(batch).transpose()?;
-        let prefix = match &self.prefix {
-            Some((k, v)) => Some(Prefix {
-                keys: batch(k)?,
-                values: batch(v)?,
-            }),
-            None => None,
-        };
-        Ok(Injection {
-            tokens: prompts.map(|values| Tokens {
-                values,
-                span: self.span,
-                position: self.position,
-            }),
-            prefix,
-            aux_loss: Some(Tensor::new(0.5f32, tokens.device())?),
-        })
-    }
-}
-
-fn values(n: usize) -> Vec<f32> {
-    (0..n).map(|i| (i * 29 % 97) as f32 / 97.0 - 0.5).collect()
-}
-
-/// Finite differences of a weighted sum of CLS, at a few coordinates of the injected variable.
-fn check_gradient(vit: &Vit, images: &Tensor, var: &Var, prompt: &dyn Prompt) {
-    let loss = || -> Tensor {
-        let features = vit.forward(images, prompt, &Cue::default()).unwrap();
-        let cls = features.cls().unwrap();
-        let n = cls.elem_count();
-        let weights = Tensor::from_vec(values(n), cls.dims(), &Device::Cpu).unwrap();
-        (cls * weights).unwrap().sum_all().unwrap()
-    };
-    let grad = loss().backward().unwrap();
-    let grad = grad.get(var).expect("no gradient reached the prompt");
-    let grad: Vec<f32> = grad.flatten_all().unwrap().to_vec1().unwrap();
-    let start: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
-    let scale = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
-    assert!(scale > 0.0);
-    let shape = var.dims().to_vec();
-    for at in (0..start.len()).step_by(start.len() / 7 + 1) {
-        let value = |delta: f32| -> f32 {
-            let mut moved = start.clone();
-            moved[at] += delta;
-            var.set(&Tensor::from_vec(moved, shape.clone(), &Device::Cpu).unwrap())
-                .unwrap();
-            loss().to_scalar().unwrap()
-        };
-        let numeric = (value(1e-2) - value(-1e-2)) / 2e-2;
-        value(0.0);
-        assert!(
-            (numeric - grad[at]).abs() < 0.02 * scale,
-            "coordinate {at}: {numeric} by differences, {} by backward, largest {scale}",
-            grad[at]
-        );
-    }
-}
-
-#[test]
-fn every_kind_of_injection_has_a_true_gradient() {
-    let (vit, all) = timm();
-    let images = &all["in.images"];
-    let var = |shape: &[usize]| {
-        let n = shape.iter().product();
-        Var::from_tensor(&Tensor::from_vec(values(n), shape, &Device::Cpu).unwrap()).unwrap()
-    };
-    for (site, span, position) in [
-        (Site::Embed, Span::ToTheEnd, Position::Cls),
-        (Site::Embed, Span::ThisBlock, Position::None),
-        (Site::Block(0), Span::ToTheEnd, Position::None),
-        (Site::Block(2), Span::ThisBlock, Position::None),
-    ] {
-        let tokens = var(&[1, 2, 48]);
-        let prompt = Inject {
-            site,
-            span,
-            position,
-            tokens: Some(tokens.as_tensor().clone()),
-            prefix: None,
-        };
-        check_gradient(&vit, images, &tokens, &prompt);
-        let features = vit.forward(images, &prompt, &Cue::default()).unwrap();
-        let stay = if span == Span::ToTheEnd { 2 } else { 0 };
-        assert_eq!(features.tokens.dim(1).unwrap(), 17 + stay);
-        assert_eq!(features.prompts, 1..1 + stay);
-        assert_eq!(features.aux_loss.unwrap().to_scalar::<f32>().unwrap(), 0.5);
-    }
-    let keys = var(&[1, 4, 3, 12]);
-    let fixed = Tensor::from_vec(values(144), (1, 4, 3, 12), &Device::Cpu).unwrap();
-    for block in [0, 3] {
-        let prefix = |k: &Tensor, v: &Tensor| Inject {
-            site: Site::Block(block),
-            span: Span::ThisBlock,
-            position: Position::None,
-            tokens: None,
-            prefix: Some((k.clone(), v.clone())),
-        };
-        check_gradient(&vit, images, &keys, &prefix(keys.as_tensor(), &fixed));
-        check_gradient(&vit, images, &keys, &prefix(&fixed, keys.as_tensor()));
-    }
-}
-
-/// Scale and shift, or a parallel adapter, at one operation.
-struct Tune {
-    op: Op,
-    scale: Tensor,
-}
-
-impl Prompt for Tune {
-    fn tunes(&self, op: Op) -> bool {
-        op == self.op
-    }
-
-    fn tune(&self, _: Op, _: &Tensor, output: Tensor, _: &Cue) -> Result<Tensor> {
-        Ok(output.broadcast_mul(&self.scale)?)
-    }
-}
-
-#[test]
-fn every_operation_can_be_tuned_and_trains() {
-    let (vit, all) = timm();
-    let widths = |op: Op| match op {
-        Op::Qkv(_) => 144,
-        Op::Fc1(_) => 192,
-        _ => 48,
-    };
-    let ops = Op::in_block(1)
-        .into_iter()
-        .chain([Op::PatchEmbed, Op::Norm]);
-    let untouched = plain(&vit, &all["in.images"]);
-    for op in ops {
-        let n = widths(op);
-        let ones = Tensor::ones(n, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let scale = Var::from_tensor(&ones).unwrap();
-        let prompt = Tune {
-            op,
-            scale: scale.as_tensor().clone(),
-        };
-        let same = vit
-            .forward(&all["in.images"], &prompt, &Cue::default())
-            .unwrap();
-        assert_close(
-            &format!("{op:?} by one"),
-            &same.tokens,
-            &untouched,
-            1e-5,
-            0.0,
-        );
-        check_gradient(&vit, &all["in.images"], &scale, &prompt);
-    }
 }
 
 #[test]
