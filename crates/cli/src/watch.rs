@@ -60,7 +60,7 @@ impl<'a> Watch<'a> {
             stop,
             stream,
             label: label.to_owned(),
-            bar: ProgressBar::with_draw_target(None, target),
+            bar: ProgressBar::with_draw_target(None, target).with_style(style(label)),
             plain,
             started: Instant::now(),
             epoch: 0,
@@ -80,10 +80,9 @@ impl<'a> Watch<'a> {
     }
 
     fn begin(&mut self, what: &str, images: usize) {
-        self.bar.reset();
-        self.bar.set_length(images as u64);
-        self.bar.set_style(style(&self.label));
         self.bar.set_message(what.to_owned());
+        self.bar.set_length(images as u64);
+        self.bar.reset();
         self.started = Instant::now();
     }
 

@@ -73,13 +73,6 @@ impl Features {
             .narrow(1, self.prompts.start, self.prompts.len())?;
         Ok(prompts.mean(1)?)
     }
-
-    /// The mean over the patch tokens, `(B, D)`; `registers` as in [`Spec::registers`].
-    pub fn patch_mean(&self, registers: usize) -> Result<Tensor> {
-        let start = 1 + registers + self.prompts.len();
-        let patches = self.tokens.narrow(1, start, self.tokens.dim(1)? - start)?;
-        Ok(patches.mean(1)?)
-    }
 }
 
 /// A pretrained network with the seams of [`Prompt`].

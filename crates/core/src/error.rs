@@ -1,7 +1,5 @@
 //! One error type for everything a method author touches.
 
-use std::path::PathBuf;
-
 /// What went wrong, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,15 +25,6 @@ pub enum Error {
     State {
         /// The names and shapes that differ.
         problem: String,
-    },
-
-    /// A reading or writing of a file failed.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
     },
 
     /// The run was asked to stop (Ctrl-C); nothing is wrong with it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
@@ -54,8 +54,8 @@ impl Init {
 
 /// The parameters of one method: variables by name, each drawn from its own generator.
 ///
-/// The generator of row `r` of parameter `name` is seeded with `SHA-256(seed, name, r)`. So a value
-/// depends on neither the device, the order of creation nor how classes are grouped into tasks.
+/// The generator of parameter `name` is seeded with `SHA-256(seed, name)`. So a value depends on neither the device
+/// nor the order of creation.
 ///
 /// A tensor handed out shares its storage with the variable and follows its updates. A snapshot
 /// needs [`Tensor::copy`].
@@ -83,23 +83,16 @@ impl Params {
                 problem: format!("parameter `{name}` exists already; use another name"),
             });
         }
-        let rows = self.rows(name, 0, shape, init)?;
-        self.put(name, &rows)
-    }
-
-    /// Gives `name` `rows` rows in all: those it has stay as they are, the others are drawn. The
-    /// variable is a new one, so take the returned tensor in place of the old.
-    pub fn grow(&mut self, name: &str, rows: usize, init: Init) -> Result<Tensor> {
-        let old = self.get(name)?;
-        let mut shape = old.dims().to_vec();
-        let have = shape[0];
-        if rows <= have {
-            return Ok(old);
-        }
-        shape[0] = rows;
-        let new = self.rows(name, have, &shape, init)?;
-        let both = Tensor::cat(&[&old.copy()?, &new], 0)?;
-        self.put(name, &both)
+        let mut hash = Sha256::new();
+        hash.update(self.seed.to_le_bytes());
+        hash.update(name.as_bytes());
+        let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
+        let values = init.draw(shape.iter().product(), &mut rng)?;
+        let value = Tensor::from_vec(values, shape, &self.device)?;
+        let var = Var::from_tensor(&value)?;
+        let tensor = var.as_tensor().clone();
+        self.vars.insert(name.to_owned(), var);
+        Ok(tensor)
     }
 
     /// The current value of `name`.
@@ -157,37 +150,6 @@ impl Params {
         }
         Ok(())
     }
-
-    fn rows(&self, name: &str, first: usize, shape: &[usize], init: Init) -> Result<Tensor> {
-        let (rows, row_shape) = match shape {
-            [] => {
-                return Err(Error::State {
-                    problem: format!("parameter `{name}` needs at least one dimension"),
-                });
-            }
-            [rows, rest @ ..] => (*rows, rest),
-        };
-        let width: usize = row_shape.iter().product();
-        let mut values = Vec::with_capacity((rows - first) * width);
-        for row in first..rows {
-            let mut hash = Sha256::new();
-            hash.update(self.seed.to_le_bytes());
-            hash.update(name.as_bytes());
-            hash.update((row as u64).to_le_bytes());
-            let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
-            values.extend(init.draw(width, &mut rng)?);
-        }
-        let mut new_shape = shape.to_vec();
-        new_shape[0] = rows - first;
-        Ok(Tensor::from_vec(values, new_shape, &self.device)?.to_dtype(DType::F32)?)
-    }
-
-    fn put(&mut self, name: &str, value: &Tensor) -> Result<Tensor> {
-        let var = Var::from_tensor(value)?;
-        let tensor = var.as_tensor().clone();
-        self.vars.insert(name.to_owned(), var);
-        Ok(tensor)
-    }
 }
 
 #[cfg(test)]
@@ -195,21 +157,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_do_not_depend_on_how_they_came() -> Result<()> {
+    fn a_value_depends_on_seed_and_name_alone() -> Result<()> {
         let init = Init::Uniform {
             low: -1.0,
             high: 1.0,
         };
-        let mut at_once = Params::seeded(7, &Device::Cpu);
-        let whole = at_once.create("w", &[5, 3], init)?.to_vec2::<f32>()?;
-        let mut grown = Params::seeded(7, &Device::Cpu);
-        grown.create("other", &[2], Init::Zeros)?;
-        grown.create("w", &[2, 3], init)?;
-        let step = grown.grow("w", 5, init)?.to_vec2::<f32>()?;
-        assert_eq!(whole, step);
-        let mut other_seed = Params::seeded(8, &Device::Cpu);
-        let other = other_seed.create("w", &[5, 3], init)?.to_vec2::<f32>()?;
-        assert_ne!(whole, other);
+        let draw = |seed, before: bool, name| -> Result<Vec<f32>> {
+            let mut params = Params::seeded(seed, &Device::Cpu);
+            if before {
+                params.create("before", &[3], init)?;
+            }
+            Ok(params
+                .create(name, &[5, 3], init)?
+                .flatten_all()?
+                .to_vec1()?)
+        };
+        let value = draw(7, false, "w")?;
+        assert_eq!(value, draw(7, true, "w")?);
+        assert_ne!(value, draw(8, false, "w")?);
+        assert_ne!(value, draw(7, false, "v")?);
+        assert!(value.iter().all(|v| (-1.0..1.0).contains(v)));
         Ok(())
     }
 
@@ -231,9 +198,15 @@ mod tests {
         params.create("a", &[2], Init::Zeros)?;
         params.create("b", &[2], Init::Zeros)?;
         let mut state = params.state()?;
-        state.insert("a".into(), Tensor::ones(3, DType::F32, &Device::Cpu)?);
+        state.insert(
+            "a".into(),
+            Tensor::ones(3, candle_core::DType::F32, &Device::Cpu)?,
+        );
         state.remove("b");
-        state.insert("c".into(), Tensor::ones(1, DType::F32, &Device::Cpu)?);
+        state.insert(
+            "c".into(),
+            Tensor::ones(1, candle_core::DType::F32, &Device::Cpu)?,
+        );
         let text = params
             .load_state(&state)
             .err()

@@ -47,7 +47,7 @@ impl<P: Prompt> Prompted<P> {
         train.check()?;
         let mut params = Params::seeded(seed, backbone.device());
         let prompt = prompt(backbone.as_ref(), &mut params)?;
-        let head = Head::new(backbone.spec().dim, &mut params)?;
+        let head = Head::new(backbone.spec().dim);
         Ok(Self {
             frozen: Frozen::new(backbone),
             prompt,
@@ -103,7 +103,7 @@ impl<P: Prompt> Prompted<P> {
             });
         };
         let (features, aux) = self.features(batch, Some(task.index), true)?;
-        let logits = self.head.logits(&features, task.classes.clone())?;
+        let logits = self.head.task_logits(&features, task.index)?;
         let loss = masked_cross_entropy(&logits, &batch.labels, &task.classes)?;
         Ok(match aux {
             Some(aux) => (loss + aux)?,
@@ -123,7 +123,7 @@ impl<P: Prompt> Method for Prompted<P> {
 
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
         self.prompt.begin_task(task, &mut self.params)?;
-        self.head.grow(task.classes.end, &mut self.params)?;
+        self.head.grow(task.classes.len(), &mut self.params)?;
         // Fresh moments: stale ones would move prompts and head rows of earlier tasks.
         let optimizer = Optimizer::new(self.params.vars(), &self.train)?;
         self.current = Some((task.clone(), optimizer));
@@ -140,7 +140,7 @@ impl<P: Prompt> Method for Prompted<P> {
 
     fn predict(&self, batch: &Batch) -> Result<Tensor> {
         let (features, _) = self.features(batch, None, false)?;
-        self.head.logits(&features, 0..self.head.classes())
+        self.head.logits(&features)
     }
 
     fn trainable(&self) -> usize {

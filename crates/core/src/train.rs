@@ -127,45 +127,54 @@ pub fn clip_by_norm(vars: &[Var], grads: &mut GradStore, max: f64) -> Result<f64
     Ok(norm)
 }
 
-/// A linear classifier `logits = x Wᵀ + b` that grows with the classes seen. Rows of classes that
-/// have not arrived do not exist, so they can neither compete nor drift.
+/// A linear classifier `logits = x Wᵀ + b` with a part for each task, `head.T.weight` and `head.T.bias`.
+///
+/// Classes that have not arrived have no weights, so they cannot compete. Parts of earlier tasks take no part in
+/// the loss, so no optimiser moves them, whatever its weight decay.
 #[derive(Debug)]
 pub struct Head {
-    weight: Tensor,
-    bias: Tensor,
+    dim: usize,
+    parts: Vec<(Tensor, Tensor)>,
 }
 
 impl Head {
-    const WEIGHT: &'static str = "head.weight";
-    const BIAS: &'static str = "head.bias";
-    const INIT: Init = Init::TruncatedNormal { std: 0.02 };
-
-    /// A head for `dim` features and no class yet; weights will be truncated normal with deviation
-    /// 0.02, biases 0.
-    pub fn new(dim: usize, params: &mut Params) -> Result<Self> {
-        Ok(Self {
-            weight: params.create(Self::WEIGHT, &[0, dim], Self::INIT)?,
-            bias: params.create(Self::BIAS, &[0], Init::Zeros)?,
-        })
+    /// A head for `dim` features and no class yet.
+    pub fn new(dim: usize) -> Self {
+        Self {
+            dim,
+            parts: Vec::new(),
+        }
     }
 
-    /// Makes room for `classes` classes in all.
+    /// Makes room for the classes of the next task: weights truncated normal with deviation 0.02, biases 0.
     pub fn grow(&mut self, classes: usize, params: &mut Params) -> Result<()> {
-        self.weight = params.grow(Self::WEIGHT, classes, Self::INIT)?;
-        self.bias = params.grow(Self::BIAS, classes, Init::Zeros)?;
+        let task = self.parts.len();
+        let init = Init::TruncatedNormal { std: 0.02 };
+        let weight = params.create(&format!("head.{task}.weight"), &[classes, self.dim], init)?;
+        let bias = params.create(&format!("head.{task}.bias"), &[classes], Init::Zeros)?;
+        self.parts.push((weight, bias));
         Ok(())
     }
 
-    /// Logits `(B, classes)` of features `(B, D)`, of the classes in `range` alone.
-    pub fn logits(&self, features: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        let weight = self.weight.narrow(0, range.start, range.len())?;
-        let bias = self.bias.narrow(0, range.start, range.len())?;
-        Ok(features.matmul(&weight.t()?)?.broadcast_add(&bias)?)
+    /// Logits `(B, classes of the task)` of features `(B, D)`.
+    pub fn task_logits(&self, features: &Tensor, task: usize) -> Result<Tensor> {
+        let Some((weight, bias)) = self.parts.get(task) else {
+            return Err(Error::State {
+                problem: format!(
+                    "the head has {} tasks, not a task {}",
+                    self.parts.len(),
+                    task + 1
+                ),
+            });
+        };
+        Ok(features.matmul(&weight.t()?)?.broadcast_add(bias)?)
     }
 
-    /// Classes it has room for.
-    pub fn classes(&self) -> usize {
-        self.bias.elem_count()
+    /// Logits `(B, classes seen)`.
+    pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        let tasks = 0..self.parts.len();
+        let logits = tasks.map(|task| self.task_logits(features, task));
+        Ok(Tensor::cat(&logits.collect::<Result<Vec<_>>>()?, 1)?.contiguous()?)
     }
 }
 
