@@ -1,4 +1,4 @@
-//! A data set from elsewhere: anything that can hand out pictures is a `Source`. Here, two colours are the classes and
+//! A data set from elsewhere: anything that can hand out pictures is a `Source`. Here, four colours are the classes and
 //! the pictures are drawn on the spot.
 //!
 //! `cargo run --release -p candlewick-examples --example custom_dataset`

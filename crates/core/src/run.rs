@@ -43,7 +43,7 @@ pub enum Event<'a> {
     TaskEnd {
         /// The task just learned.
         task: &'a TaskInfo,
-        /// Accuracies so far; the last row is this session's.
+        /// Accuracies so far; the last row is of the task just learned.
         accuracy: &'a AccuracyMatrix,
     },
 }
