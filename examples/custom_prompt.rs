@@ -8,7 +8,7 @@ use std::error::Error;
 use candle_core::Tensor;
 use candlewick_core::{
     Backbone, Cue, Init, Injection, OptimizerKind, Params, Pool, Position, Prompt, Prompted,
-    Result, RunOptions, Site, Span, Tokens, Train, run::run,
+    Result, RunOptions, Schedule, Site, Span, Tokens, Train, run::run,
 };
 use candlewick_examples::{tasks, vit_micro};
 
@@ -60,6 +60,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         batch: 16,
         optimizer: OptimizerKind::Adam,
         lr: 0.003,
+        schedule: Schedule::Constant,
         weight_decay: 0.0,
         clip: Some(1.0),
     };

@@ -16,6 +16,7 @@ pub mod prompt;
 pub mod prompted;
 pub mod report;
 pub mod run;
+pub mod schedule;
 pub mod task;
 pub mod train;
 
@@ -28,5 +29,6 @@ pub use prompt::{Cue, Injection, NoPrompt, Op, Position, Prefix, Prompt, Site, S
 pub use prompted::{Pool, Prompted};
 pub use report::{Cost, Fingerprint, Prediction, Report, Summary};
 pub use run::{Event, Observer, Outcome, RunOptions};
+pub use schedule::Schedule;
 pub use task::{Batch, Batches, Split, Stream, Task, TaskInfo, View};
 pub use train::{Head, OptimizerKind, Train};

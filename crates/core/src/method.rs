@@ -16,8 +16,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
 /// A method sees the tasks in order and can be asked for predictions at any time.
 ///
 /// The run calls, for each task: [`begin_task`](Self::begin_task), then [`epochs`](Self::epochs)
-/// passes of [`observe`](Self::observe) over its shuffled training batches, then
-/// [`end_task`](Self::end_task). Methods that need one plain look at the images, such as
+/// passes, each [`begin_epoch`](Self::begin_epoch) and then [`observe`](Self::observe) over its
+/// shuffled training batches, then [`end_task`](Self::end_task). Methods that need one plain look at the images, such as
 /// prototypes, ask for no epochs and read `task.train` in `end_task`.
 pub trait Method {
     /// Passes over the training images of a task.
@@ -31,6 +31,12 @@ pub trait Method {
     /// A task begins: grow heads and prompts. Depends on `task` and on what was learned so far,
     /// not on images, since [`restore`](Self::restore) replays it.
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()>;
+
+    /// A pass over the task begins, counted from 0 in each task; learning-rate schedules go by it.
+    fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
+        let _ = epoch;
+        Ok(())
+    }
 
     /// One optimiser step; returns the loss, a scalar still on the device.
     fn observe(&mut self, batch: &Batch) -> Result<Tensor>;

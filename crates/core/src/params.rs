@@ -22,6 +22,11 @@ pub enum Init {
         /// Upper end.
         high: f32,
     },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f32,
+    },
     /// Normal with mean 0, cut at two standard deviations.
     TruncatedNormal {
         /// Standard deviation before the cut.
@@ -38,6 +43,12 @@ impl Init {
                     .map_err(|e| Error::setting("init", format!("[{low}, {high}): {e}")))?;
                 (0..n).map(|_| uniform.sample(rng)).collect()
             }
+            Self::Normal { std } => (0..n)
+                .map(|_| {
+                    let z: f32 = StandardNormal.sample(rng);
+                    z * std
+                })
+                .collect(),
             Self::TruncatedNormal { std } => (0..n)
                 .map(|_| {
                     loop {
@@ -99,6 +110,25 @@ impl Params {
     pub fn get(&self, name: &str) -> Result<Tensor> {
         match self.vars.get(name) {
             Some(var) => Ok(var.as_tensor().clone()),
+            None => Err(Error::State {
+                problem: format!("there is no parameter `{name}`"),
+            }),
+        }
+    }
+
+    /// Gives `name` a value of its shape; tensors handed out before follow.
+    pub fn set(&mut self, name: &str, value: &Tensor) -> Result<()> {
+        match self.vars.get(name) {
+            Some(var) if var.shape() == value.shape() => {
+                Ok(var.set(&value.to_device(&self.device)?)?)
+            }
+            Some(var) => Err(Error::State {
+                problem: format!(
+                    "`{name}` has shape {:?}, not {:?}",
+                    var.dims(),
+                    value.dims()
+                ),
+            }),
             None => Err(Error::State {
                 problem: format!("there is no parameter `{name}`"),
             }),

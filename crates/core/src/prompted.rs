@@ -130,6 +130,13 @@ impl<P: Prompt> Method for Prompted<P> {
         Ok(())
     }
 
+    fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
+        if let Some((_, optimizer)) = &mut self.current {
+            optimizer.begin_epoch(epoch);
+        }
+        Ok(())
+    }
+
     fn observe(&mut self, batch: &Batch) -> Result<Tensor> {
         let loss = self.loss(batch)?;
         if let Some((_, optimizer)) = &mut self.current {

@@ -95,6 +95,7 @@ pub fn run(
                 epoch: passes,
             };
             passes += 1;
+            method.begin_epoch(epoch)?;
             train_epoch(method, task, epoch, view, &mut cost, watch)?;
         }
         method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;

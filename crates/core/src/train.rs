@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::params::{Init, Params};
+use crate::schedule::Schedule;
 
 /// The `[train]` table of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct Train {
     pub optimizer: OptimizerKind,
     /// Learning rate.
     pub lr: f64,
+    /// How it falls from epoch to epoch of a task; constant where left out.
+    #[serde(default, skip_serializing_if = "Schedule::is_default")]
+    pub schedule: Schedule,
     /// Decoupled weight decay, 0 for plain Adam.
     #[serde(default)]
     pub weight_decay: f64,
@@ -75,7 +79,7 @@ impl Train {
 pub struct Optimizer {
     vars: Vec<Var>,
     adam: AdamW,
-    clip: Option<f64>,
+    train: Train,
 }
 
 impl Optimizer {
@@ -91,14 +95,20 @@ impl Optimizer {
         Ok(Self {
             adam: AdamW::new(vars.clone(), config)?,
             vars,
-            clip: train.clip,
+            train: train.clone(),
         })
+    }
+
+    /// Sets the learning rate of this pass over the task, from 0.
+    pub fn begin_epoch(&mut self, epoch: usize) {
+        let factor = self.train.schedule.factor(epoch, self.train.epochs);
+        self.adam.set_learning_rate(self.train.lr * factor);
     }
 
     /// Backward pass, clipping, update.
     pub fn step(&mut self, loss: &Tensor) -> Result<()> {
         let mut grads = loss.backward()?;
-        if let Some(max) = self.clip {
+        if let Some(max) = self.train.clip {
             clip_by_norm(&self.vars, &mut grads, max)?;
         }
         Ok(self.adam.step(&grads)?)

@@ -41,6 +41,7 @@ fn learn(method: &mut dyn Method, task: &Task, index: usize) -> Result<()> {
             seed: 1,
             epoch: (index * 1000 + epoch) as u64,
         };
+        method.begin_epoch(epoch)?;
         for batch in task.train.batches(view, method.batch_size()) {
             method.observe(&batch?)?;
         }
