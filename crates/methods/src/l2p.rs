@@ -23,6 +23,8 @@ use candlewick_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::choice::BatchVote;
+
 /// `[method] name = "l2p"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,20 +44,6 @@ pub struct L2p {
     /// Whether a batch chooses as one.
     #[serde(default)]
     pub batch_vote: BatchVote,
-}
-
-/// The published code lets the images of a batch vote for one set of prompts. At test this leaks the
-/// task, since test batches hold images of one task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BatchVote {
-    /// Every image chooses for itself.
-    #[default]
-    Never,
-    /// In training alone.
-    Train,
-    /// In training and at test, as published for CIFAR-100. Predictions depend on the batch.
-    Always,
 }
 
 impl L2p {
@@ -83,11 +71,7 @@ impl L2p {
 
     /// Names the departures from the default rule, for the record.
     pub fn compat(&self) -> Vec<String> {
-        match self.batch_vote {
-            BatchVote::Never => vec![],
-            BatchVote::Train => vec!["l2p.batch_vote=train".into()],
-            BatchVote::Always => vec!["l2p.batch_vote=always".into()],
-        }
+        self.batch_vote.compat("l2p").into_iter().collect()
     }
 
     /// Draws prompts and keys from `seed`.
@@ -134,24 +118,8 @@ impl Pooled {
 
     /// The prompts each image gets, `k` numbers an image.
     pub fn choose(&self, similarity: &Tensor, train: bool) -> Result<Vec<Vec<u32>>> {
-        let rows: Vec<Vec<f32>> = similarity.to_vec2()?;
-        let chosen: Vec<Vec<u32>> = rows
-            .iter()
-            .map(|row| largest(row, self.config.top_k))
-            .collect();
-        let vote = match self.config.batch_vote {
-            BatchVote::Never => false,
-            BatchVote::Train => train,
-            BatchVote::Always => true,
-        };
-        if !vote {
-            return Ok(chosen);
-        }
-        let mut votes = vec![0f32; self.config.prompts];
-        for &prompt in chosen.iter().flatten() {
-            votes[prompt as usize] += 1.0;
-        }
-        Ok(vec![largest(&votes, self.config.top_k); chosen.len()])
+        let config = &self.config;
+        config.batch_vote.choose(similarity, config.top_k, train)
     }
 }
 
@@ -189,14 +157,6 @@ impl Prompt for Pooled {
     fn wants_query(&self) -> bool {
         true
     }
-}
-
-/// Indices of the `k` largest values, the largest first, the smaller index where two are equal.
-fn largest(values: &[f32], k: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..values.len() as u32).collect();
-    order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
-    order.truncate(k);
-    order
 }
 
 fn indices(rows: Vec<Vec<u32>>, shape: (usize, usize), device: &Device) -> Result<Tensor> {

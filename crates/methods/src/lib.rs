@@ -4,6 +4,7 @@
 //! [`MethodConfig`] is the list of them. A method from outside needs no entry here: it calls
 //! [`candlewick_core::run::run`] itself, and [`conformance::check`] holds it to the same laws.
 
+pub mod choice;
 pub mod conformance;
 pub mod l2p;
 pub mod linear;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use candlewick_core::{Backbone, Error, Method, Result, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use choice::BatchVote;
 pub use l2p::L2p;
 pub use linear::Linear;
 pub use simplecil::SimpleCil;

@@ -9,14 +9,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use candlewick_core::{
-    Backbone, Batch, Error, Method, OptimizerKind, Result, State, Stream, TaskInfo, Train,
+    Backbone, Batch, Error, Method, OptimizerKind, Result, Schedule, State, Stream, TaskInfo, Train,
 };
 use candlewick_data::{
     ClassIncremental, Loader, OnCorrupt, Order, Parts, Preprocess, RgbImage, Source,
     class_incremental, demo,
 };
-use candlewick_methods::l2p::BatchVote;
-use candlewick_methods::{L2p, Linear, MethodConfig, SimpleCil, conformance};
+use candlewick_methods::{BatchVote, L2p, Linear, MethodConfig, SimpleCil, conformance};
 use candlewick_vit::{Options, Vit, Weights};
 
 type Tensors = HashMap<String, Tensor>;
@@ -112,6 +111,7 @@ fn l2p_matches_its_authors_values_gradients_and_steps() {
             batch: 6,
             optimizer: OptimizerKind::Adam,
             lr: 0.01,
+            schedule: Schedule::Constant,
             weight_decay: 0.0,
             clip: Some(1.0),
         };
@@ -283,6 +283,7 @@ fn quick() -> Train {
         batch: 16,
         optimizer: OptimizerKind::Adam,
         lr: 0.01,
+        schedule: Schedule::Constant,
         weight_decay: 0.0,
         clip: None,
     }
