@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub enum Init {
     /// All zeros.
     Zeros,
+    /// All ones.
+    Ones,
     /// Uniform on `[low, high)`.
     Uniform {
         /// Lower end.
@@ -38,6 +40,7 @@ impl Init {
     fn draw(self, n: usize, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
         Ok(match self {
             Self::Zeros => vec![0.0; n],
+            Self::Ones => vec![1.0; n],
             Self::Uniform { low, high } => {
                 let uniform = Uniform::new(low, high)
                     .map_err(|e| Error::setting("init", format!("[{low}, {high}): {e}")))?;

@@ -162,6 +162,12 @@ pub trait Prompt: Send + Sync {
         true
     }
 
+    /// The scores `(B, classes seen)` that replace the head's at test; never asked in training.
+    fn rescore(&self, scores: Tensor, cue: &Cue) -> Result<Tensor> {
+        let _ = cue;
+        Ok(scores)
+    }
+
     /// Called once per task before its first batch: grow, copy or re-draw parameters here. It must
     /// depend on `task` and `params` alone, since loading a saved run replays it.
     fn begin_task(&mut self, task: &TaskInfo, params: &mut Params) -> Result<()> {

@@ -76,18 +76,23 @@ impl<P: Prompt> Prompted<P> {
         task: Option<usize>,
         train: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        if !self.prompt.active() {
-            return Ok((self.frozen.query(batch)?, None));
-        }
-        let query = match self.prompt.wants_query() {
+        self.look(batch, &self.cue(batch, task, train)?)
+    }
+
+    fn cue(&self, batch: &Batch, task: Option<usize>, train: bool) -> Result<Cue> {
+        let query = match self.prompt.active() && self.prompt.wants_query() {
             true => Some(self.frozen.query(batch)?),
             false => None,
         };
-        let cue = Cue { query, task, train };
-        let features: Features =
-            self.frozen
-                .backbone()
-                .forward(&batch.images, &self.prompt, &cue)?;
+        Ok(Cue { query, task, train })
+    }
+
+    fn look(&self, batch: &Batch, cue: &Cue) -> Result<(Tensor, Option<Tensor>)> {
+        if !self.prompt.active() {
+            return Ok((self.frozen.query(batch)?, None));
+        }
+        let backbone = self.frozen.backbone();
+        let features: Features = backbone.forward(&batch.images, &self.prompt, cue)?;
         let pooled = match self.pool {
             Pool::Cls => features.cls()?,
             Pool::PromptMean => features.prompt_mean()?,
@@ -146,8 +151,9 @@ impl<P: Prompt> Method for Prompted<P> {
     }
 
     fn predict(&self, batch: &Batch) -> Result<Tensor> {
-        let (features, _) = self.features(batch, None, false)?;
-        self.head.logits(&features)
+        let cue = self.cue(batch, None, false)?;
+        let (features, _) = self.look(batch, &cue)?;
+        self.prompt.rescore(self.head.logits(&features)?, &cue)
     }
 
     fn trainable(&self) -> usize {
