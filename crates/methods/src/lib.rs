@@ -4,21 +4,29 @@
 //! [`MethodConfig`] is the list of them. A method from outside needs no entry here: it calls
 //! [`candlewick_core::run::run`] itself, and [`conformance::check`] holds it to the same laws.
 
+pub mod aper_vpt;
 pub mod choice;
 pub mod conformance;
+pub mod dap;
 pub mod l2p;
 pub mod linear;
+pub mod random_prompt;
 pub mod simplecil;
+pub mod vpt;
 
 use std::sync::Arc;
 
 use candlewick_core::{Backbone, Error, Method, Result, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
+pub use dap::Dap;
 pub use l2p::L2p;
 pub use linear::Linear;
+pub use random_prompt::RandomPrompt;
 pub use simplecil::SimpleCil;
+pub use vpt::Vpt;
 
 /// A method and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -30,6 +38,16 @@ pub enum MethodConfig {
     SimpleCil(SimpleCil),
     /// See [`l2p`].
     L2p(L2p),
+    /// See [`vpt`].
+    Vpt(Vpt),
+    /// See [`aper_vpt`].
+    #[serde(rename = "aper-vpt")]
+    AperVpt(AperVpt),
+    /// See [`dap`].
+    Dap(Dap),
+    /// See [`random_prompt`].
+    #[serde(rename = "random-prompt")]
+    RandomPrompt(RandomPrompt),
 }
 
 /// What `candlewick methods` shows of a method.
@@ -46,7 +64,19 @@ pub struct About {
 }
 
 /// All methods, in the order of their names.
-pub const METHODS: [About; 3] = [
+pub const METHODS: [About; 7] = [
+    About {
+        name: "aper-vpt",
+        what: "prompts tuned on the first task, then class means of frozen and tuned features",
+        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
+        trains: true,
+    },
+    About {
+        name: "dap",
+        what: "prompts made for each image from the tokens of each block",
+        paper: "Jung et al. 2023, Generating Instance-level Prompts for Rehearsal-free Continual Learning",
+        trains: true,
+    },
     About {
         name: "l2p",
         what: "a pool of prompt tokens, chosen per image by learned keys",
@@ -60,10 +90,81 @@ pub const METHODS: [About; 3] = [
         trains: true,
     },
     About {
+        name: "random-prompt",
+        what: "deep prompts that are drawn and never trained; the floor of deep prompts",
+        paper: "-",
+        trains: true,
+    },
+    About {
         name: "simplecil",
         what: "class means of the frozen feature, nearest by cosine",
         paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
         trains: false,
+    },
+    About {
+        name: "vpt",
+        what: "free prompt tokens, shallow or deep, tuned on every task",
+        paper: "Jia et al. 2022, Visual Prompt Tuning",
+        trains: true,
+    },
+];
+
+/// A published quirk that a recipe can ask for by name: what `candlewick methods --compat` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compat {
+    /// As in `[method] name`.
+    pub method: &'static str,
+    /// The key of `[method]` and the value that departs.
+    pub switch: &'static str,
+    /// What it does.
+    pub what: &'static str,
+    /// Where it was published.
+    pub source: &'static str,
+}
+
+/// All of them, by method and switch; [`MethodConfig::compat`] gives those in use as `method.switch`.
+pub const COMPAT: &[Compat] = &[
+    Compat {
+        method: "aper-vpt",
+        switch: "init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "dap",
+        switch: "batch_vote=always",
+        what: "a test batch chooses one task together: predictions depend on the batch",
+        source: "naver-ai/dap-cl:src/models/vit_dap/vit.py",
+    },
+    Compat {
+        method: "dap",
+        switch: "init=zeros",
+        what: "the prompt maker starts at 0: all tokens of a block stay alike for ever",
+        source: "naver-ai/dap-cl:src/models/vit_dap/vit.py",
+    },
+    Compat {
+        method: "dap",
+        switch: "mask_logits=true",
+        what: "classes outside the chosen task cannot be predicted (ImageNet-R)",
+        source: "naver-ai/dap-cl:src/models/vit_models.py",
+    },
+    Compat {
+        method: "l2p",
+        switch: "batch_vote=always",
+        what: "a batch chooses its prompts together, at test too: predictions depend on the batch",
+        source: "google-research/l2p:models/prompt.py, JH-LEE-KR/l2p-pytorch:prompt.py",
+    },
+    Compat {
+        method: "l2p",
+        switch: "batch_vote=train",
+        what: "a batch chooses its prompts together, in training alone",
+        source: "google-research/l2p:models/prompt.py",
+    },
+    Compat {
+        method: "vpt",
+        switch: "init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
     },
 ];
 
@@ -77,6 +178,10 @@ impl MethodConfig {
             "l2p" => Self::L2p(L2p::deserialize(settings)?),
             "linear" => Self::Linear(Linear::deserialize(settings)?),
             "simplecil" => Self::SimpleCil(SimpleCil::deserialize(settings)?),
+            "vpt" => Self::Vpt(Vpt::deserialize(settings)?),
+            "aper-vpt" => Self::AperVpt(AperVpt::deserialize(settings)?),
+            "dap" => Self::Dap(Dap::deserialize(settings)?),
+            "random-prompt" => Self::RandomPrompt(RandomPrompt::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -94,15 +199,28 @@ impl MethodConfig {
         Ok(match (self, train) {
             (Self::Linear(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Vpt(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::AperVpt(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::Dap(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::RandomPrompt(config), Some(train)) => {
+                Box::new(config.build(backbone, train, seed)?)
+            }
             (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
-            (Self::Linear(_) | Self::L2p(_), None) => return Err(self.needs_train()),
+            (_, None) => return Err(self.needs_train()),
         })
     }
 
     /// Checks settings by key, and that `[train]` is there exactly when the method trains.
     pub fn check(&self, train: Option<&Train>) -> Result<Option<Train>> {
-        if let Self::L2p(config) = self {
-            config.check()?;
+        match self {
+            Self::L2p(config) => config.check()?,
+            Self::Vpt(config) => config.check()?,
+            Self::AperVpt(config) => config.0.check()?,
+            Self::Dap(config) => config.check()?,
+            Self::RandomPrompt(config) => config.check()?,
+            Self::Linear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
         match (about.trains, train) {
@@ -132,9 +250,13 @@ impl MethodConfig {
     /// Its entry in [`METHODS`].
     pub fn about(&self) -> About {
         METHODS[match self {
-            Self::L2p(_) => 0,
-            Self::Linear(_) => 1,
-            Self::SimpleCil(_) => 2,
+            Self::AperVpt(_) => 0,
+            Self::Dap(_) => 1,
+            Self::L2p(_) => 2,
+            Self::Linear(_) => 3,
+            Self::RandomPrompt(_) => 4,
+            Self::SimpleCil(_) => 5,
+            Self::Vpt(_) => 6,
         }]
     }
 
@@ -142,7 +264,10 @@ impl MethodConfig {
     pub fn compat(&self) -> Vec<String> {
         match self {
             Self::L2p(config) => config.compat(),
-            Self::Linear(_) | Self::SimpleCil(_) => vec![],
+            Self::Vpt(config) => config.compat(),
+            Self::AperVpt(config) => config.compat(),
+            Self::Dap(config) => config.compat(),
+            Self::Linear(_) | Self::RandomPrompt(_) | Self::SimpleCil(_) => vec![],
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candlewick_core::{
     Backbone, Batch, Error, Frozen, Method, Progress, Result, State, Task, TaskInfo, View,
 };
@@ -21,26 +21,18 @@ impl SimpleCil {
     /// `batch` images are looked at together; it does not change the result.
     pub fn build(&self, backbone: Arc<dyn Backbone>, batch: usize) -> Prototypes {
         Prototypes {
+            means: ClassMeans::new(backbone.spec().dim),
             frozen: Frozen::new(backbone),
             batch,
-            means: Vec::new(),
         }
     }
 }
 
-/// Class means, in order of arrival.
+/// Class means of the frozen feature.
 pub struct Prototypes {
     frozen: Frozen,
     batch: usize,
-    means: Vec<Vec<f32>>,
-}
-
-const NAME: &str = "prototypes";
-
-impl Prototypes {
-    fn dim(&self) -> usize {
-        self.frozen.backbone().spec().dim
-    }
+    means: ClassMeans,
 }
 
 impl Method for Prototypes {
@@ -49,7 +41,7 @@ impl Method for Prototypes {
     }
 
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
-        self.means.resize(task.classes.end, vec![0.0; self.dim()]);
+        self.means.grow(task);
         Ok(())
     }
 
@@ -60,13 +52,73 @@ impl Method for Prototypes {
     }
 
     fn end_task(&mut self, task: &Task, progress: Progress<'_>) -> Result<()> {
+        let feature = |batch: &Batch| self.frozen.query(batch);
+        self.means.learn(task, self.batch, progress, feature)
+    }
+
+    fn predict(&self, batch: &Batch) -> Result<Tensor> {
+        self.means.scores(&self.frozen.query(batch)?)
+    }
+
+    fn trainable(&self) -> usize {
+        0
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::new();
+        self.means.save(&mut state)?;
+        Ok(state)
+    }
+
+    fn restore(&mut self, tasks: &[TaskInfo], state: &State) -> Result<()> {
+        let rest = self.means.load(tasks, state)?;
+        match rest.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(Error::State {
+                problem: format!("`{name}` is not a parameter of this method"),
+            }),
+        }
+    }
+}
+
+/// The means of a feature over the training images of each class, in order of arrival, and the cosine with them.
+pub struct ClassMeans {
+    dim: usize,
+    means: Vec<Vec<f32>>,
+}
+
+/// Under this name the means are saved, `(classes, dim)`.
+const NAME: &str = "prototypes";
+
+impl ClassMeans {
+    /// No class yet, of features of `dim` values.
+    pub fn new(dim: usize) -> Self {
+        Self {
+            dim,
+            means: Vec::new(),
+        }
+    }
+
+    /// Makes room for the classes of a task.
+    pub fn grow(&mut self, task: &TaskInfo) {
+        self.means.resize(task.classes.end, vec![0.0; self.dim]);
+    }
+
+    /// Takes the means of `feature`, `(B, dim)`, over the plain training images of a task.
+    pub fn learn(
+        &mut self,
+        task: &Task,
+        batch: usize,
+        progress: Progress<'_>,
+        feature: impl Fn(&Batch) -> Result<Tensor>,
+    ) -> Result<()> {
         let classes = &task.info.classes;
         // f64 sums: the mean does not depend on how images are grouped into batches.
-        let mut sums = vec![vec![0f64; self.dim()]; classes.len()];
+        let mut sums = vec![vec![0f64; self.dim]; classes.len()];
         let mut counts = vec![0usize; classes.len()];
-        for batch in task.train.batches(View::Plain, self.batch) {
+        for batch in task.train.batches(View::Plain, batch) {
             let batch = batch?;
-            let features: Vec<Vec<f32>> = self.frozen.query(&batch)?.to_vec2()?;
+            let features: Vec<Vec<f32>> = feature(&batch)?.to_vec2()?;
             for (feature, &label) in features.iter().zip(&batch.labels) {
                 let class = label as usize - classes.start;
                 counts[class] += 1;
@@ -92,42 +144,42 @@ impl Method for Prototypes {
         Ok(())
     }
 
-    fn predict(&self, batch: &Batch) -> Result<Tensor> {
-        let features: Vec<Vec<f32>> = self.frozen.query(batch)?.to_vec2()?;
+    /// `cos(feature, mean)`, `(B, classes)`.
+    pub fn scores(&self, features: &Tensor) -> Result<Tensor> {
+        let features: Vec<Vec<f32>> = features.to_vec2()?;
         let norms: Vec<f64> = self.means.iter().map(|m| dot(m, m).sqrt()).collect();
-        let mut scores = Vec::with_capacity(batch.len() * self.means.len());
+        let mut scores = Vec::with_capacity(features.len() * self.means.len());
         for feature in &features {
             let norm = dot(feature, feature).sqrt();
             let row = self.means.iter().zip(&norms);
             scores.extend(row.map(|(m, n)| (dot(feature, m) / (norm * n)) as f32));
         }
-        let shape = (batch.len(), self.means.len());
-        Ok(Tensor::from_vec(scores, shape, &candle_core::Device::Cpu)?)
+        let shape = (features.len(), self.means.len());
+        Ok(Tensor::from_vec(scores, shape, &Device::Cpu)?)
     }
 
-    fn trainable(&self) -> usize {
-        0
+    /// Adds the means to what is saved.
+    pub fn save(&self, state: &mut State) -> Result<()> {
+        let shape = (self.means.len(), self.dim);
+        let means = Tensor::from_vec(self.means.concat(), shape, &Device::Cpu)?;
+        state.insert(NAME.to_owned(), means);
+        Ok(())
     }
 
-    fn state(&self) -> Result<State> {
-        let shape = (self.means.len(), self.dim());
-        let means = Tensor::from_vec(self.means.concat(), shape, &candle_core::Device::Cpu)?;
-        Ok(State::from([(NAME.to_owned(), means)]))
-    }
-
-    fn restore(&mut self, tasks: &[TaskInfo], state: &State) -> Result<()> {
+    /// Takes the means of the classes of `tasks` from what was saved, and gives back the rest of it.
+    pub fn load(&mut self, tasks: &[TaskInfo], state: &State) -> Result<State> {
         let rows = tasks.last().map_or(0, |task| task.classes.end);
-        let expected = [rows, self.dim()];
-        match state.get(NAME) {
-            Some(means) if means.dims() == expected && state.len() == 1 => {
+        let expected = [rows, self.dim];
+        let mut rest = state.clone();
+        match rest.remove(NAME) {
+            Some(means) if means.dims() == expected => {
                 self.means = means.to_vec2()?;
-                Ok(())
+                Ok(rest)
             }
             found => Err(Error::State {
                 problem: format!(
-                    "expected `{NAME}` of shape {expected:?} alone, found {:?} and {} tensors in all",
-                    found.map(|t| t.dims().to_vec()),
-                    state.len()
+                    "expected `{NAME}` of shape {expected:?}, found {:?}",
+                    found.map(|t| t.dims().to_vec())
                 ),
             }),
         }
