@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{D, Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::prompt::{Cue, NoPrompt, Prompt};
 use crate::task::Batch;
 
@@ -46,6 +46,21 @@ impl Spec {
     /// Dimensions of a head.
     pub fn head_dim(&self) -> usize {
         self.dim / self.heads
+    }
+
+    /// That all of `blocks`, counted from 0, exist; the error names the `key` they come from.
+    pub fn has_blocks(&self, key: &str, blocks: &[usize]) -> Result<()> {
+        match blocks.iter().find(|&&block| block >= self.depth) {
+            None => Ok(()),
+            Some(block) => Err(Error::setting(
+                key,
+                format!(
+                    "there is no block {block}; the backbone has {}, 0 to {}",
+                    self.depth,
+                    self.depth.saturating_sub(1)
+                ),
+            )),
+        }
     }
 }
 

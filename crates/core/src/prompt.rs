@@ -61,6 +61,20 @@ pub struct Prefix {
     pub values: Tensor,
 }
 
+impl Prefix {
+    /// Splits `(B, 2, P, D)`, keys then values, into heads, which own contiguous slices of `D`.
+    pub fn of_heads(pairs: &Tensor, heads: usize) -> Result<Self> {
+        let (b, _, p, d) = pairs.dims4()?;
+        let split = pairs
+            .reshape((b, 2, p, heads, d / heads.max(1)))?
+            .permute((1, 0, 3, 2, 4))?;
+        Ok(Self {
+            keys: split.get(0)?.contiguous()?,
+            values: split.get(1)?.contiguous()?,
+        })
+    }
+}
+
 /// What a prompt puts in at one site.
 #[derive(Debug, Clone, Default)]
 pub struct Injection {
