@@ -6,8 +6,10 @@
 
 pub mod aper_vpt;
 pub mod choice;
+pub mod coda;
 pub mod conformance;
 pub mod dap;
+pub mod dualprompt;
 pub mod l2p;
 pub mod linear;
 pub mod random_prompt;
@@ -21,7 +23,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
+pub use coda::Coda;
 pub use dap::Dap;
+pub use dualprompt::DualPrompt;
 pub use l2p::L2p;
 pub use linear::Linear;
 pub use random_prompt::RandomPrompt;
@@ -48,6 +52,10 @@ pub enum MethodConfig {
     /// See [`random_prompt`].
     #[serde(rename = "random-prompt")]
     RandomPrompt(RandomPrompt),
+    /// See [`dualprompt`].
+    DualPrompt(DualPrompt),
+    /// See [`coda`].
+    Coda(Coda),
 }
 
 /// What `candlewick methods` shows of a method.
@@ -64,7 +72,7 @@ pub struct About {
 }
 
 /// All methods, in the order of their names.
-pub const METHODS: [About; 7] = [
+pub const METHODS: [About; 9] = [
     About {
         name: "aper-vpt",
         what: "prompts tuned on the first task, then class means of frozen and tuned features",
@@ -72,9 +80,21 @@ pub const METHODS: [About; 7] = [
         trains: true,
     },
     About {
+        name: "coda",
+        what: "a prefix for each image, summed from components that attention weighs",
+        paper: "Smith et al. 2023, CODA-Prompt: COntinual Decomposed Attention-based Prompting",
+        trains: true,
+    },
+    About {
         name: "dap",
         what: "prompts made for each image from the tokens of each block",
         paper: "Jung et al. 2023, Generating Instance-level Prompts for Rehearsal-free Continual Learning",
+        trains: true,
+    },
+    About {
+        name: "dualprompt",
+        what: "prefixes shared by all tasks, and prefixes of each task, chosen per image by learned keys",
+        paper: "Wang et al. 2022, DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning",
         trains: true,
     },
     About {
@@ -149,6 +169,18 @@ pub const COMPAT: &[Compat] = &[
         source: "naver-ai/dap-cl:src/models/vit_models.py",
     },
     Compat {
+        method: "dualprompt",
+        switch: "batch_vote=always",
+        what: "a test batch chooses one task together: predictions depend on the batch",
+        source: "google-research/l2p:models/prompt.py, JH-LEE-KR/dualprompt-pytorch:prompt.py",
+    },
+    Compat {
+        method: "dualprompt",
+        switch: "compat=reshape-bug",
+        what: "keys, values and images mix in the prefixes of a batch: predictions depend on the batch",
+        source: "JH-LEE-KR/dualprompt-pytorch:prompt.py, LAMDA-CL/LAMDA-PILOT:backbone/prompt.py",
+    },
+    Compat {
         method: "l2p",
         switch: "batch_vote=always",
         what: "a batch chooses its prompts together, at test too: predictions depend on the batch",
@@ -182,6 +214,8 @@ impl MethodConfig {
             "aper-vpt" => Self::AperVpt(AperVpt::deserialize(settings)?),
             "dap" => Self::Dap(Dap::deserialize(settings)?),
             "random-prompt" => Self::RandomPrompt(RandomPrompt::deserialize(settings)?),
+            "dualprompt" => Self::DualPrompt(DualPrompt::deserialize(settings)?),
+            "coda" => Self::Coda(Coda::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -207,6 +241,10 @@ impl MethodConfig {
             (Self::RandomPrompt(config), Some(train)) => {
                 Box::new(config.build(backbone, train, seed)?)
             }
+            (Self::DualPrompt(config), Some(train)) => {
+                Box::new(config.build(backbone, train, seed)?)
+            }
+            (Self::Coda(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
             (_, None) => return Err(self.needs_train()),
         })
@@ -220,6 +258,8 @@ impl MethodConfig {
             Self::AperVpt(config) => config.0.check()?,
             Self::Dap(config) => config.check()?,
             Self::RandomPrompt(config) => config.check()?,
+            Self::DualPrompt(config) => config.check()?,
+            Self::Coda(config) => config.check()?,
             Self::Linear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -251,12 +291,14 @@ impl MethodConfig {
     pub fn about(&self) -> About {
         METHODS[match self {
             Self::AperVpt(_) => 0,
-            Self::Dap(_) => 1,
-            Self::L2p(_) => 2,
-            Self::Linear(_) => 3,
-            Self::RandomPrompt(_) => 4,
-            Self::SimpleCil(_) => 5,
-            Self::Vpt(_) => 6,
+            Self::Coda(_) => 1,
+            Self::Dap(_) => 2,
+            Self::DualPrompt(_) => 3,
+            Self::L2p(_) => 4,
+            Self::Linear(_) => 5,
+            Self::RandomPrompt(_) => 6,
+            Self::SimpleCil(_) => 7,
+            Self::Vpt(_) => 8,
         }]
     }
 
@@ -267,7 +309,8 @@ impl MethodConfig {
             Self::Vpt(config) => config.compat(),
             Self::AperVpt(config) => config.compat(),
             Self::Dap(config) => config.compat(),
-            Self::Linear(_) | Self::RandomPrompt(_) | Self::SimpleCil(_) => vec![],
+            Self::DualPrompt(config) => config.compat(),
+            Self::Linear(_) | Self::RandomPrompt(_) | Self::SimpleCil(_) | Self::Coda(_) => vec![],
         }
     }
 }
