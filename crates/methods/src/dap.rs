@@ -41,7 +41,8 @@ pub struct Dap {
     pub length: usize,
     /// Width of the embedding of a task.
     pub embedding: usize,
-    /// Weight of the pull of a task's key towards the query, μ.
+    /// Weight of the pull of a task's key towards the query, μ. The published code, by the shape of an index, adds up
+    /// over the batch where the paper averages: `μ · B` here does what `μ` does there.
     pub pull: f64,
     /// Blocks with prompts, counted from the input; all where left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

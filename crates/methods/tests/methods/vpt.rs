@@ -1,0 +1,209 @@
+//! VPT against PILOT's class, APER on it against its equations, the floor of random prompts.
+
+use candle_core::{Device, Tensor};
+use candlewick_core::{Backbone, Batch, Cue, Error, Method, Params, State};
+use candlewick_methods::vpt::{Depth, FreeTokens, Start};
+use candlewick_methods::{AperVpt, MethodConfig, RandomPrompt, Vpt};
+
+use crate::base::{on_base, trainable};
+use crate::lab::{conforms, difference, here, max_abs, quick, task, tensors, tiny};
+
+fn vpt(depth: Depth, length: usize) -> Vpt {
+    Vpt {
+        depth,
+        length,
+        init: Start::default(),
+    }
+}
+
+const BOTH: [(Depth, &str); 2] = [(Depth::Shallow, "vpt_shallow"), (Depth::Deep, "vpt_deep")];
+
+#[test]
+fn vpt_matches_the_reference_values_and_gradients() {
+    let all = tensors(here("tests/fixtures/pet.safetensors"));
+    let backbone = tiny();
+    let cue = Cue::default();
+    for (depth, name) in BOTH {
+        let mut params = Params::seeded(0, &Device::Cpu);
+        let prompt = FreeTokens::new(&vpt(depth, 3), backbone.spec(), &mut params).unwrap();
+        let cls = |params: &mut Params, prompts: &Tensor| {
+            let state = State::from([("prompts".to_owned(), prompts.clone())]);
+            params.load_state(&state).unwrap();
+            let features = backbone.forward(&all["in.images"], &prompt, &cue).unwrap();
+            features.cls().unwrap()
+        };
+        let prompts = &all[&format!("{name}.p.Prompt_Tokens")];
+        let got = cls(&mut params, &prompts.zeros_like().unwrap());
+        let far = difference(&got, &all[&format!("{name}.cls_zero_prompts")]);
+        assert!(far < 5e-5, "{name}: {far}");
+
+        let got = cls(&mut params, prompts);
+        let far = difference(&got, &all[&format!("{name}.cls")]);
+        assert!(far < 5e-5, "{name}: {far}");
+        let loss = (got * &all["in.cls_cotangent"]).unwrap().sum_all().unwrap();
+        let want: Vec<f32> = all[&format!("{name}.loss")].to_vec1().unwrap();
+        let far_loss = (loss.to_scalar::<f32>().unwrap() - want[0]).abs();
+        assert!(far_loss < 1e-4, "{name}: {far_loss}");
+        let grads = loss.backward().unwrap();
+        let got = grads.get(&params.get("prompts").unwrap()).unwrap();
+        let want = &all[&format!("{name}.grad.Prompt_Tokens")];
+        let off = difference(got, want) / max_abs(want);
+        assert!(off < 1e-4, "{name}: {off}");
+        println!("{name}: CLS {far:.1e}, loss {far_loss:.1e}, gradient {off:.1e} of its largest");
+    }
+}
+
+fn images(seen: u32) -> Batch {
+    let all = tensors(here("tests/fixtures/pet.safetensors"));
+    Batch {
+        images: all["in.images"].clone(),
+        labels: (0..3).map(|i| i % seen).collect(),
+        ids: (0..3).collect(),
+        plain: false,
+    }
+}
+
+/// Why zeros are not the default: tokens that start alike receive the same gradient.
+#[test]
+fn tokens_that_start_at_zero_stay_alike() {
+    for (init, alike) in [(Start::Zeros, true), (Start::XavierUniform, false)] {
+        let config = Vpt {
+            init,
+            ..vpt(Depth::Deep, 3)
+        };
+        let mut method = config.build(tiny(), quick(), 1).unwrap();
+        method.begin_task(&task(0, 0..3)).unwrap();
+        for _ in 0..3 {
+            method.observe(&images(3)).unwrap();
+        }
+        let prompts = method.params().get("prompts").unwrap();
+        assert!(max_abs(&prompts) > 1e-3, "three steps move it");
+        let first = prompts.narrow(1, 0, 1).unwrap();
+        let apart = max_abs(&prompts.broadcast_sub(&first).unwrap());
+        assert_eq!(apart < 1e-3, alike, "{init:?}: {apart}");
+    }
+}
+
+/// `σ·cos` in the first session, then nothing is trained.
+#[test]
+fn aper_vpt_follows_its_equations() {
+    let all = tensors(here("tests/fixtures/pet.safetensors"));
+    let backbone = tiny();
+    let mut method = AperVpt(vpt(Depth::Deep, 3))
+        .build(backbone.clone(), quick(), 16, 1)
+        .unwrap();
+    method.begin_task(&task(0, 0..2)).unwrap();
+    let mut state = method.state().unwrap();
+    state.insert("prompts".into(), all["vpt_deep.p.Prompt_Tokens"].clone());
+    state.insert(
+        "head.sigma".into(),
+        Tensor::new(&[3.0f32], &Device::Cpu).unwrap(),
+    );
+    let mut method = AperVpt(vpt(Depth::Deep, 3))
+        .build(backbone, quick(), 16, 1)
+        .unwrap();
+    method.restore(&[task(0, 0..2)], &state).unwrap();
+    let batch = images(2);
+    let features = method.features(&batch).unwrap();
+    let want = Tensor::cat(&[&all["frozen.cls"], &all["vpt_deep.cls"]], 1).unwrap();
+    assert!(difference(&features, &want) < 5e-5);
+
+    let rows = |t: &Tensor| t.to_vec2::<f32>().unwrap();
+    let (tuned, weight) = (rows(&all["vpt_deep.cls"]), rows(&state["head.weight"]));
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
+    };
+    let cos = |a: &[f32], b: &[f32]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    let mut want = 0.0;
+    for (x, &label) in tuned.iter().zip(&batch.labels) {
+        let logits: Vec<f64> = weight.iter().map(|w| 3.0 * cos(x, w)).collect();
+        let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+        want += (sum.ln() - logits[label as usize]) / 3.0;
+    }
+    let got = f64::from(method.loss(&batch).unwrap().to_scalar::<f32>().unwrap());
+    assert!((got - want).abs() < 1e-5, "{got} {want}");
+    assert_eq!(
+        (method.epochs(), method.trainable()),
+        (2, 4 * 3 * 48 + 2 * 48 + 1)
+    );
+
+    method.begin_task(&task(1, 2..3)).unwrap();
+    assert_eq!(method.epochs(), 0);
+    assert!(method.observe(&batch).is_err());
+}
+
+#[test]
+fn random_prompts_are_drawn_and_left_alone() {
+    let config = RandomPrompt { length: 3 };
+    let (a, b) = (
+        config.build(tiny(), quick(), 1).unwrap(),
+        config.build(tiny(), quick(), 2).unwrap(),
+    );
+    let features =
+        |m: &candlewick_core::Prompted<FreeTokens>| m.features(&images(3), None, false).unwrap().0;
+    assert!(difference(&features(&a), &features(&b)) > 1e-3);
+    // As VPT of the same seed starts.
+    let vpt = vpt(Depth::Deep, 3).build(tiny(), quick(), 1).unwrap();
+    assert_eq!(difference(&features(&a), &features(&vpt)), 0.0);
+    let mut a = a;
+    let before = features(&a);
+    a.begin_task(&task(0, 0..3)).unwrap();
+    a.observe(&images(3)).unwrap();
+    assert_eq!(difference(&features(&a), &before), 0.0);
+    assert_eq!(a.trainable(), 3 * (48 + 1));
+}
+
+#[test]
+fn trainable_values_on_a_base_model() {
+    for (depth, length, values) in [
+        (Depth::Shallow, 5, 3_840),
+        (Depth::Deep, 5, 46_080),
+        (Depth::Shallow, 30, 23_040),
+        (Depth::Deep, 30, 276_480),
+    ] {
+        let config = MethodConfig::Vpt(vpt(depth, length));
+        assert_eq!(on_base(&config).trainable(), values);
+        let config = MethodConfig::AperVpt(AperVpt(vpt(depth, length)));
+        // Ten classes of the first task and σ; later tasks add nothing.
+        assert_eq!(trainable(&config, 3, 10), values + 7_680 + 1);
+    }
+    let config = MethodConfig::RandomPrompt(RandomPrompt { length: 5 });
+    assert_eq!(trainable(&config, 10, 10), 76_900);
+}
+
+#[test]
+fn vpt_keeps_the_laws() {
+    for (depth, _) in BOTH {
+        conforms(MethodConfig::Vpt(vpt(depth, 2)), false).unwrap();
+    }
+}
+
+#[test]
+fn aper_vpt_keeps_the_laws_on_augmented_images() {
+    let config = AperVpt(vpt(Depth::Deep, 2));
+    conforms(MethodConfig::AperVpt(config), true).unwrap();
+}
+
+#[test]
+fn random_prompts_keep_the_laws() {
+    let config = RandomPrompt { length: 2 };
+    conforms(MethodConfig::RandomPrompt(config), false).unwrap();
+}
+
+#[test]
+fn a_prompt_without_tokens_is_refused() {
+    let empty = vpt(Depth::Deep, 0);
+    for config in [
+        MethodConfig::Vpt(empty.clone()),
+        MethodConfig::AperVpt(AperVpt(empty)),
+        MethodConfig::RandomPrompt(RandomPrompt { length: 0 }),
+    ] {
+        let Err(Error::Setting { key, .. }) = config.check(Some(&quick())) else {
+            panic!("length = 0 must fail");
+        };
+        assert_eq!(key, "method.length");
+    }
+}
