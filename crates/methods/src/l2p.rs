@@ -5,25 +5,30 @@
 //! q   = CLS of the plain backbone                          no gradient
 //! s_m = cos(q, key_m)                                      m = 1..M
 //! j   = the k largest s                                    per image
-//! x   = [CLS, prompt_j1 .. prompt_jk, patches]             prompts carry the CLS position (v1)
+//! x   = [CLS, prompt_j1 .. prompt_jk, patches]             prompts carry the CLS position (v1) or none (v2)
 //! z   = mean of the outputs of the k·L prompt tokens
 //! L   = CE(head(z) over the task's classes) − pull · mean_B Σ_j s_j
 //! ```
 //!
-//! Sources: `google-research/l2p:models/prompt.py` (98b10ea), `JH-LEE-KR/l2p-pytorch:prompt.py`
-//! (f7bc994). Prompts and head learn from the cross-entropy alone, keys from the pull alone.
+//! Sources: `google-research/l2p:models/prompt.py` (v1 98b10ea, v2 3e102b0), `JH-LEE-KR/l2p-pytorch:prompt.py`
+//! (f7bc994). Prompts and head learn from the cross-entropy alone, keys from the pull alone. The two layouts differ
+//! in the position of prompts only: v2 puts them before CLS, but attention does not depend on the order of tokens.
+//!
+//! The penalty on prompts that were chosen often, of the paper, is in no published code; its authors name the mask
+//! (`prompt_mask`) in its place.
 
 use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor};
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Backbone, Cue, Error, Init, Injection, Params, Pool, Position, Prompt, Prompted, Result, Site,
-    Span, Tokens, Train,
+    Backbone, Cue, Error, Injection, Params, Pool, Position, Prompt, Prompted, Result, Site, Span,
+    Tokens, Train,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::choice::BatchVote;
+use crate::draw::Draw;
 
 /// `[method] name = "l2p"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,13 +42,31 @@ pub struct L2p {
     pub top_k: usize,
     /// Weight of the pull of chosen keys towards the query, λ.
     pub pull: f64,
-    /// Prompts start uniform between these two; the PyTorch ports have −1 and 1, JAX 0 and 0.01.
-    pub prompt_init: [f32; 2],
-    /// The same for keys.
-    pub key_init: [f32; 2],
+    /// How prompts start.
+    pub prompt_init: Draw,
+    /// How keys start.
+    pub key_init: Draw,
+    /// The position that prompts carry.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Task `t` trains prompts `t·k .. (t + 1)·k` without matching, as long as there are so many; at test images choose
+    /// by their keys. Published for 5-datasets.
+    #[serde(default)]
+    pub prompt_mask: bool,
     /// Whether a batch chooses as one.
     #[serde(default)]
     pub batch_vote: BatchVote,
+}
+
+/// The generations of the published code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// Each prompt token carries the frozen position of CLS; so do the PyTorch ports.
+    #[default]
+    V1,
+    /// Prompts carry no position.
+    V2,
 }
 
 impl L2p {
@@ -66,7 +89,8 @@ impl L2p {
             let problem = format!("must be a number, found {}", self.pull);
             return Err(Error::setting("method.pull", problem));
         }
-        Ok(())
+        self.prompt_init.check("method.prompt_init")?;
+        self.key_init.check("method.key_init")
     }
 
     /// Names the departures from the default rule, for the record.
@@ -102,10 +126,9 @@ pub struct Pooled {
 impl Pooled {
     fn new(config: L2p, dim: usize, params: &mut Params) -> Result<Self> {
         let (m, l) = (config.prompts, config.length);
-        let uniform = |[low, high]: [f32; 2]| Init::Uniform { low, high };
         Ok(Self {
-            prompts: params.create("prompts", &[m, l, dim], uniform(config.prompt_init))?,
-            keys: params.create("keys", &[m, dim], uniform(config.key_init))?,
+            prompts: params.create("prompts", &[m, l, dim], config.prompt_init.init())?,
+            keys: params.create("keys", &[m, dim], config.key_init.init())?,
             config,
         })
     }
@@ -117,9 +140,15 @@ impl Pooled {
     }
 
     /// The prompts each image gets, `k` numbers an image.
-    pub fn choose(&self, similarity: &Tensor, train: bool) -> Result<Vec<Vec<u32>>> {
-        let config = &self.config;
-        config.batch_vote.choose(similarity, config.top_k, train)
+    pub fn choose(&self, similarity: &Tensor, cue: &Cue) -> Result<Vec<Vec<u32>>> {
+        let (config, k) = (&self.config, self.config.top_k);
+        if let (true, true, Some(t)) = (config.prompt_mask, cue.train, cue.task)
+            && (t + 1) * k <= config.prompts
+        {
+            let own = (t * k..(t + 1) * k).map(|prompt| prompt as u32);
+            return Ok(vec![own.collect(); similarity.dim(0)?]);
+        }
+        config.batch_vote.choose(similarity, k, cue.train)
     }
 }
 
@@ -129,7 +158,7 @@ impl Prompt for Pooled {
             return Ok(Injection::default());
         };
         let similarity = self.similarity(query)?;
-        let chosen = self.choose(&similarity, cue.train)?;
+        let chosen = self.choose(&similarity, cue)?;
         let (b, k) = (chosen.len(), self.config.top_k);
         let ids = indices(chosen, (b, k), query.device())?;
 
@@ -138,7 +167,10 @@ impl Prompt for Pooled {
         let tokens = Tokens {
             values: picked.reshape((b, k * length, dim))?,
             span: Span::ToTheEnd,
-            position: Position::Cls,
+            position: match self.config.layout {
+                Layout::V1 => Position::Cls,
+                Layout::V2 => Position::None,
+            },
         };
         let aux_loss = match cue.train {
             true => {

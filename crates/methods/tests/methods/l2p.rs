@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use candlewick_core::{Backbone, Batch, Error, Method, OptimizerKind, Schedule, State, Train};
-use candlewick_methods::{BatchVote, L2p, MethodConfig};
+use candlewick_core::{Backbone, Batch, Cue, Error, Method, OptimizerKind, Schedule, State, Train};
+use candlewick_methods::draw::CodeBase;
+use candlewick_methods::l2p::Layout;
+use candlewick_methods::{BatchVote, Draw, L2p, MethodConfig};
 
-use crate::lab::{Tensors, conforms, difference, here, max_abs, micro, quick, task, tensors, tiny};
+use crate::base::trainable;
+use crate::lab::{Tensors, conforms, difference, here, max_abs, quick, task, tensors, tiny};
 
 /// The fixture's mask is classes 4 to 7: its second task. Rows 8 and 9 of its head belong to classes
 /// that have not arrived; here they do not exist.
@@ -46,8 +49,10 @@ fn l2p_matches_its_authors_values_gradients_and_steps() {
             length: 3,
             top_k: 2,
             pull: 0.1,
-            prompt_init: [-1.0, 1.0],
-            key_init: [-1.0, 1.0],
+            prompt_init: Draw::Between([-1.0, 1.0]),
+            key_init: Draw::Between([-1.0, 1.0]),
+            layout: Layout::V1,
+            prompt_mask: false,
             batch_vote,
         };
         let train = Train {
@@ -68,7 +73,10 @@ fn l2p_matches_its_authors_values_gradients_and_steps() {
 
         let similarity = method.prompt().similarity(&query).unwrap();
         assert!(difference(&similarity, &all["out.similarity"]) < 5e-5);
-        let chosen = method.prompt().choose(&similarity, false).unwrap();
+        let chosen = method
+            .prompt()
+            .choose(&similarity, &Cue::default())
+            .unwrap();
         let want: Vec<Vec<i64>> = all[&format!("{mode}.out.prompt_idx")].to_vec2().unwrap();
         for (got, want) in chosen.iter().zip(&want) {
             let (mut got, mut want): (Vec<i64>, Vec<i64>) =
@@ -130,8 +138,10 @@ fn small_pool(batch_vote: BatchVote) -> L2p {
         length: 2,
         top_k: 2,
         pull: 0.1,
-        prompt_init: [-1.0, 1.0],
-        key_init: [-1.0, 1.0],
+        prompt_init: Draw::Of(CodeBase::PyTorch),
+        key_init: Draw::Of(CodeBase::PyTorch),
+        layout: Layout::V1,
+        prompt_mask: false,
         batch_vote,
     }
 }
@@ -140,6 +150,12 @@ fn small_pool(batch_vote: BatchVote) -> L2p {
 fn l2p_keeps_the_laws_on_augmented_images() {
     let config = MethodConfig::L2p(small_pool(BatchVote::Never));
     conforms(config, true).unwrap();
+    let config = MethodConfig::L2p(L2p {
+        layout: Layout::V2,
+        prompt_mask: true,
+        ..small_pool(BatchVote::Train)
+    });
+    conforms(config, false).unwrap();
 }
 
 /// The suite has teeth: the published vote makes predictions depend on their batch, and it says so.
@@ -167,26 +183,100 @@ fn a_choice_of_more_than_there_is() {
     assert!(problem.contains("method.prompts = 4, found 5"), "{problem}");
 }
 
+/// v2 gives prompts no position: it equals v1 whose prompts have that of CLS taken off beforehand.
+#[test]
+fn the_layouts_differ_by_the_position_of_prompts() {
+    let all = tensors(here("tests/fixtures/l2p.safetensors"));
+    let weights = tensors(here("../vit/tests/fixtures/vit_timm/data.safetensors"));
+    let cls_position = weights["w.pos_embed"].narrow(1, 0, 1).unwrap();
+    let batch = Batch {
+        images: all["in.images"].clone(),
+        labels: vec![4; 6],
+        ids: (0..6).collect(),
+        plain: false,
+    };
+    let logits = |layout, shift: Option<&Tensor>| {
+        let config = L2p {
+            prompts: 6,
+            length: 3,
+            layout,
+            ..small_pool(BatchVote::Never)
+        };
+        let mut method = config.build(tiny(), quick(), 0).unwrap();
+        let mut state = fixture_state(&all, "p.");
+        if let Some(shift) = shift {
+            let moved = state["prompts"].broadcast_add(shift).unwrap();
+            state.insert("prompts".into(), moved);
+        }
+        let tasks = [task(0, 0..4), task(1, 4..8)];
+        method.restore(&tasks, &state).unwrap();
+        method.predict(&batch).unwrap()
+    };
+    let v1 = logits(Layout::V1, None);
+    assert!(difference(&v1, &logits(Layout::V2, None)) > 1e-3);
+    assert!(difference(&v1, &logits(Layout::V2, Some(&cls_position))) < 5e-6);
+}
+
+#[test]
+fn the_mask_gives_each_task_its_prompts_as_long_as_there_are_some() {
+    let config = L2p {
+        prompts: 5,
+        prompt_mask: true,
+        ..small_pool(BatchVote::Train)
+    };
+    let method = config.build(tiny(), quick(), 0).unwrap();
+    let rows = vec![vec![0.9f32, 0.0, 0.8, 0.0, 0.0]; 2];
+    let similarity = Tensor::new(rows, &candle_core::Device::Cpu).unwrap();
+    let choose = |task, train| {
+        let cue = Cue {
+            query: None,
+            task,
+            train,
+        };
+        method.prompt().choose(&similarity, &cue).unwrap()[1].clone()
+    };
+    assert_eq!(choose(Some(0), true), [0, 1]);
+    assert_eq!(choose(Some(1), true), [2, 3]);
+    // Prompts 4 and 5 would be next, but there are five.
+    assert_eq!(choose(Some(2), true), [0, 2]);
+    assert_eq!(choose(None, false), [0, 2]);
+}
+
+#[test]
+fn both_code_bases_have_a_name() {
+    let read = |init: &str| {
+        let text = format!(
+            "prompts = 4\nlength = 2\ntop_k = 2\npull = 0.1\nprompt_init = {init}\nkey_init = \"jax\""
+        );
+        toml::from_str::<L2p>(&text).map_err(|e| e.to_string())
+    };
+    let ends = |init| read(init).unwrap().prompt_init.ends();
+    assert_eq!(ends("\"jax\""), [0.0, 0.01]);
+    assert_eq!(ends("\"pytorch\""), [-1.0, 1.0]);
+    assert_eq!(ends("[-0.5, 2]"), [-0.5, 2.0]);
+    let text = read("\"keras\"").unwrap_err();
+    assert!(text.contains("\"pytorch\" or [low, high]"), "{text}");
+    let Err(Error::Setting { key, .. }) = read("[1, 1]").unwrap().check() else {
+        panic!("an empty range must fail");
+    };
+    assert_eq!(key, "method.prompt_init");
+    let config = read("\"jax\"").unwrap();
+    assert_eq!(config.layout, Layout::V1);
+    assert!(!config.prompt_mask && config.compat().is_empty());
+    // What is recorded of a run reads back the same.
+    let text = toml::to_string(&config).unwrap();
+    assert_eq!(toml::from_str::<L2p>(&text).unwrap(), config);
+}
+
 /// 38 400 prompt, 7 680 key and 153 800 head values, as a published log counts them for 200 classes.
 #[test]
 fn trainable_values_of_l2p_on_a_base_model() {
-    let (prompts, length, dim, classes) = (10, 5, 768, 200);
-    let config = L2p {
-        prompts,
-        length,
+    let config = MethodConfig::L2p(L2p {
+        prompts: 10,
+        length: 5,
         top_k: 5,
         ..small_pool(BatchVote::Never)
-    };
-    let backbone = micro();
-    let width = backbone.spec().dim;
-    let mut method = config.build(backbone, quick(), 0).unwrap();
-    method.begin_task(&task(0, 0..classes)).unwrap();
-    assert_eq!(
-        method.trainable(),
-        prompts * length * width + prompts * width + classes * (width + 1)
-    );
-    assert_eq!(
-        prompts * length * dim + prompts * dim + classes * (dim + 1),
-        199_880
-    );
+    });
+    assert_eq!(trainable(&config, 10, 20), 199_880);
+    assert_eq!(trainable(&config, 10, 10), 122_980);
 }
