@@ -1,0 +1,130 @@
+//! Second operands of products, laid out as the tile unit reads them.
+
+use memmap2::{Advice, MmapMut};
+use rayon::prelude::*;
+
+use super::lanes;
+use super::tile::{COLS, ROWS, Tile};
+
+/// A frozen matrix `W: (out, in)` for `x Wᵀ`: for each 32 outputs a panel of `2·steps` tiles. Sizes are padded with zeros.
+#[derive(Debug)]
+pub struct Packed {
+    pages: MmapMut,
+    /// Columns of the product.
+    pub outputs: usize,
+    /// Tiles of 32 inputs.
+    pub steps: usize,
+}
+
+impl Packed {
+    /// `weight(out, in)`.
+    pub fn new(
+        outputs: usize,
+        inputs: usize,
+        weight: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> std::io::Result<Self> {
+        let steps = inputs.div_ceil(COLS);
+        let panels = outputs.div_ceil(2 * ROWS);
+        let bytes = panels * 2 * steps * size_of::<Tile>();
+        let mut pages = MmapMut::map_anon(bytes.max(1))?;
+        // Huge pages spare the processor's address cache; without them all works the same.
+        let _ = pages.advise(Advice::HugePage);
+        let tiles: &mut [Tile] = bytemuck::cast_slice_mut(&mut pages[..bytes]);
+        tiles
+            .par_chunks_mut(2 * steps)
+            .enumerate()
+            .for_each(|(panel, tiles)| {
+                for (i, tile) in tiles.iter_mut().enumerate() {
+                    let (step, half) = (i / 2, i % 2);
+                    for (at, value) in tile.0.iter_mut().enumerate() {
+                        let row = panel * 2 * ROWS + half * ROWS + at % COLS / 2;
+                        let column = step * COLS + at / COLS * 2 + at % 2;
+                        if row < outputs && column < inputs {
+                            *value = lanes::round(weight(row, column));
+                        }
+                    }
+                }
+            });
+        Ok(Self {
+            pages,
+            outputs,
+            steps,
+        })
+    }
+
+    /// The weight from input `column` to output `row`, as it was rounded.
+    pub fn value(&self, row: usize, column: usize) -> f32 {
+        let tile = &self.panel(row / 32)[column / COLS * 2 + row % 32 / ROWS];
+        let at = column % COLS / 2 * COLS + row % ROWS * 2 + column % 2;
+        f32::from_bits(u32::from(tile.0[at]) << 16)
+    }
+
+    /// Panels of 32 outputs.
+    pub fn panels(&self) -> usize {
+        self.outputs.div_ceil(2 * ROWS)
+    }
+
+    /// The tiles of one panel.
+    #[inline]
+    pub fn panel(&self, panel: usize) -> &[Tile] {
+        let tiles: &[Tile] = bytemuck::cast_slice(&self.pages[..]);
+        &tiles[panel * 2 * self.steps..(panel + 1) * 2 * self.steps]
+    }
+}
+
+/// Packs `Rᵀ` of a matrix with `n` rows of `width` values as a second operand: its columns are the rows of `R`. Panels of 32
+/// rows, `ceil(width / 32)` steps each.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn transposed<'a>(
+    n: usize,
+    width: usize,
+    row: impl Fn(usize) -> &'a [u16],
+    tiles: &mut [Tile],
+) {
+    let steps = width.div_ceil(COLS);
+    for (i, tile) in tiles[..n.div_ceil(2 * ROWS) * 2 * steps]
+        .iter_mut()
+        .enumerate()
+    {
+        let (panel, step, half) = (i / (2 * steps), i % (2 * steps) / 2, i % 2);
+        let first = panel * 2 * ROWS + half * ROWS;
+        let mut rows = [lanes::no_pairs(); 16];
+        for (r, pairs) in rows.iter_mut().enumerate() {
+            if first + r < n {
+                *pairs = lanes::load_pairs(&row(first + r)[step * COLS..width]);
+            }
+        }
+        let columns = lanes::transpose(rows);
+        let (lines, _) = tile.0.as_chunks_mut::<32>();
+        for (line, pairs) in lines.iter_mut().zip(columns) {
+            lanes::store_pairs(line, pairs);
+        }
+    }
+}
+
+/// Packs a matrix `R` with `n` rows of `width` values as a second operand. Panels of 32 columns, `ceil(n / 32)` steps each.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn straight<'a>(n: usize, width: usize, row: impl Fn(usize) -> &'a [u16], tiles: &mut [Tile]) {
+    let steps = n.div_ceil(COLS);
+    for (i, tile) in tiles[..width.div_ceil(2 * ROWS) * 2 * steps]
+        .iter_mut()
+        .enumerate()
+    {
+        let (panel, step, half) = (i / (2 * steps), i % (2 * steps) / 2, i % 2);
+        let column = (panel * 2 * ROWS + half * ROWS).min(width);
+        let at = |r: usize| match r < n {
+            true => &row(r)[column..width],
+            false => &[],
+        };
+        let (lines, _) = tile.0.as_chunks_mut::<32>();
+        for (r, line) in lines.iter_mut().enumerate() {
+            let (even, odd) = (at(step * COLS + 2 * r), at(step * COLS + 2 * r + 1));
+            lanes::store_pairs(line, lanes::interleave_bf16(even, odd));
+        }
+    }
+}
+
+/// Tiles that [`transposed`] or [`straight`] fill for `rows` by `width`.
+pub fn tiles_of(rows: usize, width: usize) -> usize {
+    rows.div_ceil(32) * width.div_ceil(32) * 2
+}

@@ -1,0 +1,62 @@
+//! `x Wᵀ` with something done to each piece of the result while it is at hand.
+
+use std::ops::Range;
+
+use super::pack::Packed;
+use super::tile::{ROWS, Scratch, Tiles};
+
+/// Rows that must lie behind a first operand's last row: tiles are read whole.
+pub const SLACK: usize = 2 * ROWS;
+
+/// A piece of a product: 32 columns of at most 32 rows.
+#[derive(Clone, Copy)]
+pub struct Piece {
+    /// First row.
+    pub row: usize,
+    /// Rows that exist.
+    pub rows: usize,
+    /// First column.
+    pub column: usize,
+}
+
+/// Multiplies `rows` rows of `a`, `stride` values apart, with the panels `panels` and the steps `steps` of `w`, and calls `done`
+/// with every piece.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn product(
+    unit: &Tiles,
+    (a, stride, rows): (&[u16], usize, usize),
+    w: &Packed,
+    panels: Range<usize>,
+    steps: Range<usize>,
+    mut done: impl FnMut(Piece, &Scratch),
+) {
+    // What is done to a piece overlaps with the product of the next: it is written after that in the program, and the
+    // processor reorders.
+    let mut results = [const { Scratch::new() }; 2];
+    let mut last: Option<Piece> = None;
+    let mut now = 0;
+    for panel in panels {
+        let b = &w.panel(panel)[2 * steps.start..2 * steps.end];
+        for row in (0..rows).step_by(2 * ROWS) {
+            let piece = Piece {
+                row,
+                rows: (rows - row).min(2 * ROWS),
+                column: panel * 2 * ROWS,
+            };
+            let a = &a[row * stride..];
+            let c = &mut results[now].0;
+            if piece.rows > ROWS {
+                unit.multiply(a, stride, b, c, 2 * ROWS);
+            } else {
+                unit.multiply_half(a, stride, b, c, 2 * ROWS);
+            }
+            if let Some(last) = last.replace(piece) {
+                done(last, &results[1 - now]);
+            }
+            now = 1 - now;
+        }
+    }
+    if let Some(last) = last {
+        done(last, &results[1 - now]);
+    }
+}

@@ -1,0 +1,183 @@
+//! The AMX tile unit: eight registers of 16 rows by 64 bytes, and one instruction that multiplies two of them.
+//!
+//! The instructions have no stable intrinsics, so they are written in assembly here and nowhere else. Everything
+//! outside works with slices, whose sizes are checked before a pointer is made of them.
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+/// Rows of a tile, and bf16 pairs in one of its rows.
+pub const ROWS: usize = 16;
+/// bf16 values in a row of a tile.
+pub const COLS: usize = 32;
+
+/// One tile of bf16 values; as the second operand of a product, row `r` holds the pairs `(2r, 2r+1)` of 16 columns.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub struct Tile(pub [u16; ROWS * COLS]);
+
+/// Where a product of 32 by 32 values lands, row by row.
+#[repr(C, align(64))]
+pub struct Scratch(pub [f32; 1024]);
+
+impl Scratch {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self([0.0; 1024])
+    }
+
+    /// Values `16·half ..` of row `row`.
+    #[inline]
+    pub fn half(&self, row: usize, half: usize) -> &[f32; 16] {
+        let (halves, _) = self.0.as_chunks::<16>();
+        &halves[2 * row + half]
+    }
+}
+
+/// The configuration that `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Config([u8; 64]);
+
+/// Whether the processor has bf16 tiles and AVX-512 with bf16, and the kernel lets this process use them.
+pub fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        let vectors = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16");
+        vectors && has_tiles() && permitted()
+    })
+}
+
+/// CPUID leaf 7: bit 22 of EDX tells of bf16 products, bit 24 of tiles.
+fn has_tiles() -> bool {
+    __cpuid(0).eax >= 7 && {
+        let edx = __cpuid_count(7, 0).edx;
+        edx & (1 << 22) != 0 && edx & (1 << 24) != 0
+    }
+}
+
+/// Linux keeps the tile registers from a process until it asks for them.
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and changes this process's permissions alone; an older kernel answers with
+    // an error.
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
+}
+
+/// The tile unit, set up on this thread and given back when dropped, so that the system need not save its 8 KiB with
+/// every switch of threads.
+pub struct Tiles(PhantomData<*mut ()>);
+
+impl Tiles {
+    /// `None` where [`available`] is false.
+    pub fn new() -> Option<Self> {
+        if !available() {
+            return None;
+        }
+        let mut config = Config([0; 64]);
+        config.0[0] = 1;
+        for tile in 0..8 {
+            config.0[16 + 2 * tile] = 64;
+            config.0[48 + tile] = ROWS as u8;
+        }
+        // SAFETY: the processor has tiles and the kernel permits them; the configuration is 64 aligned bytes of
+        // palette 1 with all tiles of 16 rows by 64 bytes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly)) }
+        Some(Self(PhantomData))
+    }
+
+    /// `C = A B` for 32 rows of `A`, each `stride` values behind the last, and `2·steps` tiles `B`: for each step of 32
+    /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart.
+    #[inline]
+    pub fn multiply(&self, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
+        let steps = b.len() / 2;
+        assert!(steps > 0 && a.len() >= 31 * stride + steps * COLS);
+        assert!(row >= 32 && c.len() >= 31 * row + 32);
+        // SAFETY: step s reads 64 bytes from `a + 32 s` in each of 32 rows, of which the last ends at
+        // 31·stride + 32·steps values, and the tiles 2s and 2s+1 of `b`; 32 rows of 128 bytes of `c` are written, of
+        // which the last ends at 31·row + 32. All are inside as asserted. A `Tiles` exists, so the unit is set up on
+        // this thread. No stack is used.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "2:",
+                "tileloadd tmm6, [{b} + {line}]",
+                "tileloadd tmm7, [{b} + {line} + 1024]",
+                "tileloadd tmm4, [{a0} + {stride}]",
+                "tileloadd tmm5, [{a1} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a0}, 64", "add {a1}, 64", "add {b}, 2048",
+                "dec {steps}", "jnz 2b",
+                "tilestored [{c0} + {row}], tmm0",
+                "tilestored [{c0} + {row} + 64], tmm1",
+                "tilestored [{c1} + {row}], tmm2",
+                "tilestored [{c1} + {row} + 64], tmm3",
+                a0 = inout(reg) a.as_ptr() => _,
+                a1 = inout(reg) a.as_ptr().wrapping_add(16 * stride) => _,
+                b = inout(reg) b.as_ptr() => _,
+                steps = inout(reg) steps => _,
+                stride = in(reg) 2 * stride,
+                line = in(reg) 64usize,
+                row = in(reg) 4 * row,
+                c0 = in(reg) c.as_mut_ptr(),
+                c1 = in(reg) c.as_mut_ptr().wrapping_add(16 * row),
+                options(nostack),
+            );
+        }
+    }
+
+    /// [`multiply`](Self::multiply) for 16 rows of `A` and of `C`.
+    #[inline]
+    pub fn multiply_half(&self, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
+        let steps = b.len() / 2;
+        assert!(steps > 0 && a.len() >= 15 * stride + steps * COLS);
+        assert!(row >= 32 && c.len() >= 15 * row + 32);
+        // SAFETY: as above with 16 rows.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1",
+                "2:",
+                "tileloadd tmm6, [{b} + {line}]",
+                "tileloadd tmm7, [{b} + {line} + 1024]",
+                "tileloadd tmm4, [{a} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "add {a}, 64", "add {b}, 2048",
+                "dec {steps}", "jnz 2b",
+                "tilestored [{c} + {row}], tmm0",
+                "tilestored [{c} + {row} + 64], tmm1",
+                a = inout(reg) a.as_ptr() => _,
+                b = inout(reg) b.as_ptr() => _,
+                steps = inout(reg) steps => _,
+                stride = in(reg) 2 * stride,
+                line = in(reg) 64usize,
+                row = in(reg) 4 * row,
+                c = in(reg) c.as_mut_ptr(),
+                options(nostack),
+            );
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: returns the unit to its initial state; there is no tile value that anything still needs.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) }
+    }
+}

@@ -1,0 +1,24 @@
+//! The arithmetic of a frozen transformer block on the CPU: forward, and backward to its tokens and prefixes alone.
+//!
+//! ```text
+//! h = LN₁ x;  o = softmax(q [Pk; k]ᵀ / √d) [Pv; v]        q, k, v = W_qkv h + b, per head
+//! x = x + γ₁ (W_proj o + b)
+//! x = x + γ₂ (W₂ GELU(W₁ LN₂ x + b₁) + b₂)
+//! ```
+//!
+//! Two ways of computing it, chosen at run time: [`plain`] in f32 through the `gemm` crate on any processor, and `bf16` on
+//! processors with AMX, where products are of bf16 values and everything else (sums, residual stream, layer norm,
+//! softmax) stays f32. Weights are never differentiated. Slices in, slices out: this crate knows no tensors.
+//!
+//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `plain::product` and `buffer`.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod bf16;
+mod block;
+mod buffer;
+pub mod plain;
+mod precision;
+pub mod rows;
+
+pub use block::{BlockWeights, Gradients, Linear, Norm, Prefix, Shape, Wanted};
+pub use precision::Precision;

@@ -1,0 +1,222 @@
+//! Element-wise operations on rows of f32, compiled for each vector unit and chosen at run time. A row's result depends on
+//! no other row, and sums have a fixed order.
+
+use pulp::Arch;
+
+/// `Σ f(i)`, in sixteen partial sums so that it vectorises; the order of additions is fixed.
+#[inline(always)]
+fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; 16];
+    let whole = n - n % 16;
+    for at in (0..whole).step_by(16) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(at + lane);
+        }
+    }
+    let rest: f32 = (whole..n).map(&f).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The largest value, in sixteen lanes as [`sum`].
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = x.as_chunks::<16>();
+    for chunk in chunks {
+        for (most, &x) in lanes.iter_mut().zip(chunk) {
+            *most = if x > *most { x } else { *most };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |m, &v| m.max(v))
+}
+
+/// `eˣ` to about 1e-7 relative: `2^k · e^r` with `|r| ≤ ln 2 / 2` and a polynomial for `e^r`. Written without branches
+/// so that it vectorises.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    let k = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // ln 2 in two parts, so that r is exact.
+    let r = (x - k * 0.693_359_4) + k * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let e = p * r * r + r + 1.0;
+    e * f32::from_bits(((k as i32 + 127) << 23) as u32)
+}
+
+/// The normal distribution function Φ(x) and density φ(x). Φ from `erfc(z) ≈ t·P(t)·e^{−z²}`, `t = 1/(1 + 0.3275911 z)`
+/// (Abramowitz and Stegun 7.1.26, 1.5e-7).
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let e = exp(-z * z);
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let mut p = 1.061_405_4;
+    p = p * t - 1.453_152;
+    p = p * t + 1.421_413_8;
+    p = p * t - 0.284_496_74;
+    p = p * t + 0.254_829_6;
+    let half = 0.5 * t * p * e;
+    let cdf = if x >= 0.0 { 1.0 - half } else { half };
+    (cdf, 0.398_942_3 * e)
+}
+
+/// Mean and `1 / sqrt(var + eps)` of a row.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = sum(x.len(), |i| x[i]) / n;
+    let var = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    (mean, 1.0 / (var + eps).sqrt())
+}
+
+/// Exact GELU, `x·Φ(x)`, to `out`.
+pub fn gelu(x: &[f32], out: &mut [f32]) {
+    Arch::new().dispatch(|| {
+        for (y, &x) in out.iter_mut().zip(x) {
+            *y = x * normal(x).0;
+        }
+    });
+}
+
+/// Multiplies the gradient of GELU's output by `Φ(x) + x φ(x)`.
+pub fn gelu_grad(x: &[f32], grad: &mut [f32]) {
+    Arch::new().dispatch(|| {
+        for (g, &x) in grad.iter_mut().zip(x) {
+            let (cdf, density) = normal(x);
+            *g *= cdf + x * density;
+        }
+    });
+}
+
+/// Softmax of `factor · x`, row by row of `n`, in place.
+pub fn softmax(x: &mut [f32], n: usize, factor: f32) {
+    Arch::new().dispatch(|| {
+        for row in x.chunks_exact_mut(n) {
+            let most = largest(row);
+            for x in row.iter_mut() {
+                *x = exp((*x - most) * factor);
+            }
+            let scale = 1.0 / sum(n, |i| row[i]);
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+    });
+}
+
+/// From the gradient of the softmax `y` of `factor · x` to that of `x`: `factor · y · (g − Σ g y)`, in place.
+pub fn softmax_grad(y: &[f32], grad: &mut [f32], n: usize, factor: f32) {
+    Arch::new().dispatch(|| {
+        for (y, grad) in y.chunks_exact(n).zip(grad.chunks_exact_mut(n)) {
+            let dot = sum(n, |i| y[i] * grad[i]);
+            for (g, &y) in grad.iter_mut().zip(y) {
+                *g = factor * y * (*g - dot);
+            }
+        }
+    });
+}
+
+/// `(x − mean) / sqrt(var + eps) · w + b`, row by row.
+pub fn norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let n = weight.len().max(1);
+    Arch::new().dispatch(|| {
+        for (y, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+            let (mean, scale) = moments(x, eps);
+            for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                *y = (x - mean) * scale * w + b;
+            }
+        }
+    });
+}
+
+/// Adds to `out` the gradient of [`norm`]'s input: with `x̂ = (x − mean)·s` and `h = g·w`,
+/// `s · (h − mean(h) − x̂ · mean(h x̂))`.
+pub fn norm_grad(x: &[f32], weight: &[f32], eps: f32, grad: &[f32], out: &mut [f32]) {
+    let n = weight.len().max(1);
+    Arch::new().dispatch(|| {
+        let rows = x.chunks_exact(n).zip(grad.chunks_exact(n));
+        for (out, (x, g)) in out.chunks_exact_mut(n).zip(rows) {
+            let (mean, scale) = moments(x, eps);
+            let (w, g, x) = (&weight[..n], &g[..n], &x[..n]);
+            let mean_h = sum(n, |i| g[i] * w[i]) / n as f32;
+            let dot = sum(n, |i| g[i] * w[i] * (x[i] - mean)) * scale / n as f32;
+            for (((out, &x), &g), &w) in out.iter_mut().zip(x).zip(g).zip(w) {
+                *out += scale * (g * w - mean_h - (x - mean) * scale * dot);
+            }
+        }
+    });
+}
+
+/// Adds `bias` to every row.
+pub fn add_bias(x: &mut [f32], bias: &[f32]) {
+    Arch::new().dispatch(|| {
+        for row in x.chunks_exact_mut(bias.len().max(1)) {
+            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
+    });
+}
+
+/// `x + γ (y + b)`, row by row; γ is 1 where there is none.
+pub(crate) fn add_branch(x: &mut [f32], y: &[f32], bias: &[f32], scale: Option<&[f32]>) {
+    let n = bias.len().max(1);
+    Arch::new().dispatch(|| {
+        for (x, y) in x.chunks_exact_mut(n).zip(y.chunks_exact(n)) {
+            match scale {
+                Some(scale) => {
+                    for (((x, &y), &b), &s) in x.iter_mut().zip(y).zip(bias).zip(scale) {
+                        *x += s * (y + b);
+                    }
+                }
+                None => {
+                    for ((x, &y), &b) in x.iter_mut().zip(y).zip(bias) {
+                        *x += y + b;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// `γ x`, row by row; a copy where there is no γ.
+pub(crate) fn scaled(x: &[f32], scale: Option<&[f32]>, out: &mut [f32]) {
+    let Some(scale) = scale else {
+        out.copy_from_slice(x);
+        return;
+    };
+    Arch::new().dispatch(|| {
+        let n = scale.len().max(1);
+        for (y, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+            for ((y, &x), &s) in y.iter_mut().zip(x).zip(scale) {
+                *y = x * s;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_and_normal_are_close_to_exact() {
+        for i in -8000..8000 {
+            let x = i as f32 * 0.01;
+            let want = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - want).abs() <= 3e-7 * want, "exp({x})");
+        }
+        // Φ(1), φ(1), Φ(−3), Φ(0).
+        let close = |a: f32, b: f64| assert!((f64::from(a) - b).abs() < 3e-7, "{a} {b}");
+        close(normal(1.0).0, 0.841_344_746_068_543);
+        close(normal(1.0).1, 0.241_970_724_519_143);
+        close(normal(-3.0).0, 0.001_349_898_031_630);
+        close(normal(0.0).0, 0.5);
+        assert_eq!(normal(30.0).0, 1.0);
+        assert!(normal(-30.0).0 < 1e-30);
+    }
+}
