@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use candlewick_methods::METHODS;
+use candlewick_methods::{COMPAT, METHODS};
 use candlewick_models::{HubConfig, Options};
 use clap::{Parser, Subcommand};
 
@@ -38,7 +38,11 @@ enum Command {
     #[command(subcommand)]
     Backbones(Backbones),
     /// List the methods
-    Methods,
+    Methods {
+        /// List instead the switches that ask for a published quirk
+        #[arg(long)]
+        compat: bool,
+    },
     /// Show one run, or put several side by side and say whether they may be compared
     Report {
         /// Run directories
@@ -75,7 +79,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),
-        Command::Methods => methods(),
+        Command::Methods { compat: false } => methods(),
+        Command::Methods { compat: true } => switches(),
         Command::Report { dirs } => report(&dirs),
     };
     let Err(error) = result else {
@@ -116,6 +121,18 @@ fn methods() -> Result<()> {
         vec![m.name.into(), m.what.into(), trains.into(), m.paper.into()]
     });
     print(&table::list(&["method", "what", "[train]", "paper"], rows))
+}
+
+fn switches() -> Result<()> {
+    let rows = COMPAT.iter().map(|c| {
+        vec![
+            c.method.into(),
+            c.switch.into(),
+            c.what.into(),
+            c.source.into(),
+        ]
+    });
+    print(&table::list(&["method", "switch", "what", "source"], rows))
 }
 
 fn backbones(command: Backbones) -> Result<()> {

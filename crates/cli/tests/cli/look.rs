@@ -45,6 +45,20 @@ fn methods_and_backbones_are_listed() {
 }
 
 #[test]
+fn switches_of_published_quirks_are_listed() {
+    let lab = Lab::new();
+    let parts = ["switch", "source", "predictions depend on the batch"];
+    let text = shown(&lab, "methods --compat", &parts);
+    for switch in candlewick_methods::COMPAT {
+        let row = format!("| {} ", switch.method);
+        let line = text
+            .lines()
+            .find(|l| l.starts_with(&row) && l.contains(&format!("| {} ", switch.switch)));
+        assert!(line.unwrap().contains(switch.source), "{text}");
+    }
+}
+
+#[test]
 fn a_backbone_is_shown_as_its_card() {
     let lab = Lab::new();
     let text = shown(

@@ -1,0 +1,72 @@
+//! The table of switches against the methods that have them.
+
+use candlewick_methods::{COMPAT, METHODS, MethodConfig};
+use toml::{Table, Value};
+
+/// Settings of every method without a switch.
+fn plain(method: &str) -> Table {
+    let text = match method {
+        "aper-vpt" | "vpt" => "depth = \"deep\"\nlength = 2",
+        "coda" => "blocks = [0, 1]\ncomponents = 2\nlength = 2",
+        "dap" => "length = 2\nembedding = 4\npull = 0.1",
+        "dualprompt" => {
+            "g_blocks = [0]\ng_length = 2\ne_blocks = [1]\ne_length = 2\npull = 0.1\n\
+             prompt_init = [-1.0, 1.0]\nkey_init = [-1.0, 1.0]"
+        }
+        "l2p" => {
+            "prompts = 4\nlength = 2\ntop_k = 2\npull = 0.1\nprompt_init = \"jax\"\nkey_init = \"jax\""
+        }
+        "random-prompt" => "length = 2",
+        "linear" | "simplecil" => "",
+        other => panic!("add the settings of {other}"),
+    };
+    text.parse().unwrap()
+}
+
+fn read(method: &str, settings: Table) -> MethodConfig {
+    MethodConfig::read(method, Value::Table(settings))
+        .unwrap()
+        .unwrap()
+}
+
+#[test]
+fn every_switch_of_the_table_is_recorded_under_its_name() {
+    for entry in COMPAT {
+        let (key, value) = entry.switch.split_once('=').unwrap();
+        let value = match value {
+            "true" => Value::Boolean(true),
+            text => Value::String(text.into()),
+        };
+        let mut settings = plain(entry.method);
+        settings.insert(key.into(), value);
+        let config = read(entry.method, settings);
+        let name = format!("{}.{}", entry.method, entry.switch);
+        assert_eq!(config.compat(), [name]);
+        assert!(!entry.what.is_empty() && entry.source.contains(':'));
+    }
+}
+
+#[test]
+fn no_method_departs_unasked() {
+    for method in METHODS {
+        let config = read(method.name, plain(method.name));
+        assert_eq!(config.about(), method);
+        assert_eq!(config.compat(), [""; 0]);
+    }
+    assert!(METHODS.is_sorted_by_key(|m| m.name));
+    assert!(COMPAT.is_sorted_by_key(|c| (c.method, c.switch)));
+}
+
+/// What a run records of its method reads back the same.
+#[test]
+fn settings_survive_being_written_out() {
+    for method in METHODS {
+        let config = read(method.name, plain(method.name));
+        let mut table = Table::try_from(&config).unwrap();
+        assert_eq!(
+            table.remove("name"),
+            Some(Value::String(method.name.into()))
+        );
+        assert_eq!(read(method.name, table), config);
+    }
+}
