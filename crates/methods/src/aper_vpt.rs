@@ -82,15 +82,19 @@ struct Branches {
 
 impl Branches {
     /// `g(x)`, `(B, D)`.
-    fn tuned(&self, batch: &Batch) -> Result<Tensor> {
+    fn tuned(&self, batch: &Batch, train: bool) -> Result<Tensor> {
         let backbone = self.frozen.backbone();
-        let features = backbone.forward(&batch.images, &self.prompt, &Cue::default())?;
+        let cue = Cue {
+            train,
+            ..Cue::default()
+        };
+        let features = backbone.forward(&batch.images, &self.prompt, &cue)?;
         features.cls()
     }
 
     /// `F(x)`, `(B, 2D)`.
     fn both(&self, batch: &Batch) -> Result<Tensor> {
-        let both = [self.frozen.query(batch)?, self.tuned(batch)?.detach()];
+        let both = [self.frozen.query(batch)?, self.tuned(batch, false)?];
         Ok(Tensor::cat(&both, 1)?)
     }
 }
@@ -118,7 +122,7 @@ impl FirstSession {
             });
         };
         let weight = l2_normalize(&self.params.get(WEIGHT)?)?;
-        let cosine = l2_normalize(&self.branches.tuned(batch)?)?.matmul(&weight.t()?)?;
+        let cosine = l2_normalize(&self.branches.tuned(batch, true)?)?.matmul(&weight.t()?)?;
         let logits = cosine.broadcast_mul(&self.params.get(SIGMA)?)?;
         masked_cross_entropy(&logits, &batch.labels, &task.classes)
     }

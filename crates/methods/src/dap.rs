@@ -268,8 +268,14 @@ impl Prompt for HyperPrompts {
             (Site::Block(i), task) if i < self.blocks.len() => {
                 let embeddings = self.embeddings(query, cue)?;
                 let learn_down = task == Some(0);
+                let values = self.blocks[i].prompts(tokens, &embeddings, learn_down)?;
+                // Nothing is differentiated at test, and a graph would keep every activation alive.
+                let values = match cue.train {
+                    true => values,
+                    false => values.detach(),
+                };
                 injection.tokens = Some(Tokens {
-                    values: self.blocks[i].prompts(tokens, &embeddings, learn_down)?,
+                    values,
                     span: Span::ThisBlock,
                     position: Position::None,
                 });

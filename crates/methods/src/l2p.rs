@@ -164,6 +164,11 @@ impl Prompt for Pooled {
 
         let (_, length, dim) = self.prompts.dims3()?;
         let picked = self.prompts.index_select(&ids.flatten_all()?, 0)?;
+        // Nothing is differentiated at test, and a graph would keep every activation alive.
+        let picked = match cue.train {
+            true => picked,
+            false => picked.detach(),
+        };
         let tokens = Tokens {
             values: picked.reshape((b, k * length, dim))?,
             span: Span::ToTheEnd,

@@ -138,7 +138,7 @@ impl FreeTokens {
 }
 
 impl Prompt for FreeTokens {
-    fn inject(&self, site: Site, tokens: &Tensor, _: &Cue) -> Result<Injection> {
+    fn inject(&self, site: Site, tokens: &Tensor, cue: &Cue) -> Result<Injection> {
         let (row, span) = match (self.depth, site) {
             (Depth::Shallow, Site::Embed) => (0, Span::ToTheEnd),
             (Depth::Deep, Site::Block(i)) => (i, Span::ThisBlock),
@@ -146,6 +146,11 @@ impl Prompt for FreeTokens {
         };
         let (_, length, dim) = self.prompts.dims3()?;
         let own = self.prompts.narrow(0, row, 1)?;
+        // Nothing is differentiated at test, and a graph would keep every activation alive.
+        let own = match cue.train {
+            true => own,
+            false => own.detach(),
+        };
         let tokens = Tokens {
             values: own.expand((tokens.dim(0)?, length, dim))?,
             span,

@@ -22,7 +22,10 @@ const BOTH: [(Depth, &str); 2] = [(Depth::Shallow, "vpt_shallow"), (Depth::Deep,
 fn vpt_matches_the_reference_values_and_gradients() {
     let all = tensors(here("tests/fixtures/pet.safetensors"));
     let backbone = tiny();
-    let cue = Cue::default();
+    let cue = Cue {
+        train: true,
+        ..Cue::default()
+    };
     for (depth, name) in BOTH {
         let mut params = Params::seeded(0, &Device::Cpu);
         let prompt = FreeTokens::new(&vpt(depth, 3), backbone.spec(), &mut params).unwrap();
