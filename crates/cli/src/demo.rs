@@ -19,7 +19,7 @@ pub struct DemoArgs {
     /// Where the reports go [default: runs/demo]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Worker threads [default: all cores]
+    /// Threads at work at once [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
 }

@@ -19,17 +19,23 @@ pub fn keep_freed_blocks() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn keep_freed_blocks() {}
 
-/// Bounds the threads of every tensor operation: rayon's, and those that candle starts itself, which read the
-/// environment. To be called once, before the first tensor operation.
+/// Bounds the threads at work to `threads`, whatever they work on. To be called once, before the first
+/// tensor operation.
+///
+/// They are the threads of rayon's global pool, of which the calling one becomes a member: an outsider would wait for
+/// the pool's results, but load and put together images besides. Candle's matmul, our own operations and the loader
+/// share the pool. Candle would start `threads - 1` more of its own for element-wise operations
+/// (`CANDLE_NUM_THREADS`), which spin between two of them; they are left out.
 pub fn use_threads(threads: usize) -> Result<()> {
     // SAFETY: no other thread of this process runs yet; they are started by the first tensor operation.
     #[allow(unsafe_code)]
     unsafe {
         std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
-        std::env::set_var("CANDLE_NUM_THREADS", threads.to_string());
+        std::env::set_var("CANDLE_NUM_THREADS", "1");
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .use_current_thread()
         .build_global()?;
     Ok(())
 }

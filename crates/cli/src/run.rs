@@ -32,7 +32,7 @@ pub struct RunArgs {
     /// Check data, backbone and method, say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Worker threads [default: all cores]
+    /// Threads at work at once [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
     /// Replace a finished run in --out
@@ -51,6 +51,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     if args.dry_run {
         let (plan, outlook) = Plan::new(load(args.seeds.first().copied())?, &origin, None)?;
+        machine::use_threads(plan.threads)?;
         return print(&outlook::text(&plan, &outlook)?);
     }
     let bar = Download::new();

@@ -19,5 +19,7 @@ mod look;
 mod record;
 #[path = "cli/same.rs"]
 mod same;
+#[path = "cli/threads.rs"]
+mod threads;
 #[path = "cli/weights.rs"]
 mod weights;

@@ -151,13 +151,6 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
-
-    /// A loader thread could not be started.
-    #[error("cannot start a loader thread: {source}; use fewer threads")]
-    Thread {
-        /// The system's reason.
-        source: io::Error,
-    },
 }
 
 impl Error {

@@ -1,5 +1,5 @@
 //! Images for candlewick: decoding as Pillow does it, preprocessing as torchvision does it, folders of images,
-//! a loader that works ahead in threads, and class-incremental streams.
+//! a loader that works ahead in the pool's threads, and class-incremental streams.
 //!
 //! The way of the data is [`Folder::open`] or [`demo()`] → [`Parts`] → [`class_incremental`] with a [`Loader`] →
 //! [`candlewick_core::Stream`]. A data set from elsewhere implements [`Source`].
@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod ahead;
 pub mod decode;
 pub mod demo;
 mod draw;

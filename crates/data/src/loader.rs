@@ -1,14 +1,14 @@
-//! Batches of a split: decoding ahead of the model in a fixed number of threads, always in the same order.
+//! Batches of a split: decoding ahead of the model, always in the same order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor};
 use candlewick_core::{Batch, Batches, Split, View};
 use serde::{Deserialize, Serialize};
 
+use crate::ahead::Ahead;
 use crate::draw::{self, Purpose};
 use crate::error::{Error, Result};
 use crate::source::Source;
@@ -38,9 +38,10 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// A loader that decodes in `threads` threads, none of them shared. With 1, images are decoded
-    /// when asked for, in the calling thread; with more, the decoding threads are ahead of the caller by at most two
-    /// batches (f32 images in memory).
+    /// A loader that decodes at most `threads` images at a time. With 1, images are decoded when asked for, in
+    /// the calling thread. With more, decoding is ahead of the caller by at most two batches (f32 images in
+    /// memory). It is done by the threads of the caller's rayon pool, which candle computes in as well, and by
+    /// the caller where its next image is not there; so the pool's size bounds the whole.
     ///
     /// # Errors
     /// [`Error::Setting`] for a field of `preprocess`, or `threads` when it is 0.
@@ -169,8 +170,8 @@ impl Plan {
         self.part.first_id + self.member(position) as u64
     }
 
-    /// Decodes and transforms an image; a panic inside becomes an error, so that a thread always has something to
-    /// hand over.
+    /// Decodes and transforms an image; a panic inside becomes an error, so that there is always something to hand
+    /// over.
     fn image(&self, position: usize) -> Result<Vec<f32>> {
         let work = || {
             let image = self.part.source.rgb(self.member(position))?;
@@ -226,14 +227,13 @@ impl Pass {
             view,
             order,
         });
-        let ahead = match threads {
-            0 | 1 => None,
-            _ => Some(Ahead::start(
-                &plan,
-                threads,
-                BATCHES_AHEAD.saturating_mul(batch).max(threads),
-            )?),
-        };
+        let ahead = (threads > 1).then(|| {
+            let window = BATCHES_AHEAD.saturating_mul(batch).max(threads);
+            let plan = Arc::clone(&plan);
+            let total = plan.order.len();
+            let decode = Box::new(move |position| plan.image(position));
+            Ahead::start(decode, total, threads, window)
+        });
         Ok(Self {
             ahead,
             batch,
@@ -293,111 +293,5 @@ impl Iterator for Pass {
             self.ahead = None;
         }
         next
-    }
-}
-
-/// Threads that work on the images after the one that is wanted next, within a window.
-struct Ahead {
-    desk: Arc<Desk>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-struct Desk {
-    state: Mutex<State>,
-    /// Rung when the window moves or the pass is over.
-    moved: Condvar,
-    /// Rung when an image was put down.
-    ready: Condvar,
-}
-
-struct State {
-    /// The first position that nobody works on yet.
-    next: usize,
-    /// Positions from here on must wait.
-    limit: usize,
-    /// Images that were finished and not yet taken.
-    done: BTreeMap<usize, Result<Vec<f32>>>,
-    over: bool,
-}
-
-impl Ahead {
-    fn start(plan: &Arc<Plan>, threads: usize, window: usize) -> Result<Self> {
-        let mut ahead = Self {
-            desk: Arc::new(Desk {
-                state: Mutex::new(State {
-                    next: 0,
-                    limit: window,
-                    done: BTreeMap::new(),
-                    over: false,
-                }),
-                moved: Condvar::new(),
-                ready: Condvar::new(),
-            }),
-            threads: Vec::with_capacity(threads),
-        };
-        for number in 0..threads {
-            let (desk, plan) = (Arc::clone(&ahead.desk), Arc::clone(plan));
-            let thread = std::thread::Builder::new()
-                .name(format!("loader-{number}"))
-                .spawn(move || desk.work(&plan))
-                .map_err(|source| Error::Thread { source })?;
-            ahead.threads.push(thread);
-        }
-        Ok(ahead)
-    }
-
-    /// Waits for the image at `position` and moves the window by one. Positions must be taken in order.
-    fn take(&self, position: usize) -> Result<Vec<f32>> {
-        let mut state = held(&self.desk.state);
-        loop {
-            if let Some(image) = state.done.remove(&position) {
-                state.limit += 1;
-                self.desk.moved.notify_one();
-                return image;
-            }
-            state = self
-                .desk
-                .ready
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl Desk {
-    fn work(&self, plan: &Plan) {
-        let mut state = held(&self.state);
-        loop {
-            while !state.over && state.next < plan.order.len() && state.next >= state.limit {
-                state = self
-                    .moved
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if state.over || state.next >= plan.order.len() {
-                // The ring that ended this wait may have been the only one: pass it on.
-                self.moved.notify_all();
-                return;
-            }
-            let position = state.next;
-            state.next += 1;
-            drop(state);
-            let image = plan.image(position);
-            state = held(&self.state);
-            state.done.insert(position, image);
-            self.ready.notify_one();
-        }
-    }
-}
-
-/// Each thread finishes the image it is at, no more.
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        held(&self.desk.state).over = true;
-        self.desk.moved.notify_all();
-        for thread in self.threads.drain(..) {
-            // Threads catch their panics; one that still died has nothing left to clean up.
-            let _ = thread.join();
-        }
     }
 }

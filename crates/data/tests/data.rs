@@ -10,6 +10,8 @@ mod folders;
 mod loading;
 #[path = "data/pictures.rs"]
 mod pictures;
+#[path = "data/pool.rs"]
+mod pool;
 #[path = "data/streams.rs"]
 mod streams;
 
