@@ -30,8 +30,8 @@ from torch_server import VARIANTS
 ROOT = fixtures.ROOT
 # Largest relative error (L2) and smallest cosine, of features by image and of gradients by parameter.
 TOLERANCE = {
-    "f32": {"features": (1e-4, 0.99999), "gradients": (2e-3, 0.9999)},
-    "bf16": {"features": (0.05, 0.999), "gradients": (0.15, 0.99)},
+    "f32": {"features": (1e-4, 0.99999), "gradients": (1e-3, 0.9999)},
+    "bf16": {"features": (0.03, 0.999), "gradients": (0.1, 0.99)},
 }
 STEPS = ["l2p", "dualprompt", "coda", "l2p-full"]
 
@@ -139,10 +139,14 @@ class Case:
             best = kept + self.ours
             for side in kept:
                 side.turns = []
+            before = report.busy(best)
             for i in range(self.options.rounds):
                 # The one who begins changes, so that nobody always follows the same neighbour.
                 for side in best[i % len(best) :] + best[: i % len(best)]:
                     side.turn(self.job)
+            others = report.busy_with_others(before, report.busy(best))
+            if others > 0.1:
+                self.note(f"other programs took {others:.1f} cores during the rounds; measure again on a quiet machine")
             for side in best:
                 side.peak = side.ask(op="memory")["peak_bytes"]
             self.rivals = kept

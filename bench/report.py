@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import timm
 import torch
@@ -98,6 +99,27 @@ def agreement(cases, tolerance):
     return table(head, rows)
 
 
+def busy(sides):
+    """Seconds since some start: of the clock, of all cores at work, of the servers' share of it. Linux alone tells."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, *_ = map(int, file.readline().split()[1:])
+        own = 0
+        for side in sides:
+            with open(f"/proc/{side.child.pid}/stat") as file:
+                own += sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13]))
+    except OSError:
+        return time.monotonic(), 0, 0
+    tick = os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), (user + nice + system) / tick, own / tick
+
+
+def busy_with_others(before, after):
+    """Cores that other programs kept busy between two calls of `busy`."""
+    clock, everything, own = (b - a for a, b in zip(before, after))
+    return max(0.0, (everything - own) / max(clock, 1e-3))
+
+
 def run(*command):
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=fixtures.ROOT).stdout.strip()
@@ -152,7 +174,7 @@ def text(cases, options, about, tolerance):
         "Operations are counted from shapes; the limit is that of the machine's units, measured just before the case.",
         results(cases),
         "## Every PyTorch variant",
-        f"Measured before the rounds to find the opponents. {about} Errors are those against PyTorch's f32.",
+        f"Two turns of each before the rounds, to find the opponents. {about} Errors are those against PyTorch's f32.",
         variants(cases),
         "## Agreement",
         f"With PyTorch in f32: features by image, loss and gradients by parameter; the worst is shown. {drawn}",

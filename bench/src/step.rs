@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use candlewick_core::train::{Optimizer, masked_cross_entropy};
-use candlewick_core::{Backbone, Cue, OptimizerKind, Pool, Train};
+use candlewick_core::{Backbone, Cue, Pool, Train};
+use serde_json::json;
 
 use crate::inputs::{self, Inputs, PARAM};
 use crate::prompts::{Kind, Prompts};
@@ -41,14 +42,11 @@ impl<'a> Step<'a> {
             Ok(var.as_tensor().clone())
         };
         let prompts = Prompts::new(kind, spec.heads, get)?;
-        let rule = Train {
-            epochs: 1,
-            batch: 1,
-            optimizer: OptimizerKind::Adam,
-            lr: 1e-3,
-            weight_decay: 0.0,
-            clip: (kind == Kind::L2pFull).then_some(1.0),
-        };
+        // As a recipe has it: what is left out keeps its default.
+        let mut rule: Train = serde_json::from_value(json!({
+            "epochs": 1, "batch": 1, "optimizer": "adam", "lr": 1e-3,
+        }))?;
+        rule.clip = (kind == Kind::L2pFull).then_some(1.0);
         Ok(Self {
             backbone,
             kind,
