@@ -124,7 +124,8 @@ impl Components {
         })
     }
 
-    /// The rows of all tasks in the block at position `at` of `blocks`; in training, those of earlier tasks are constants.
+    /// The rows of all tasks in the block at position `at` of `blocks`. In training, those of earlier tasks are constants; at
+    /// test all are, since a graph would keep every activation alive.
     pub fn rows(&self, at: usize, train: bool) -> Result<Rows> {
         let tasks = &self.blocks[at];
         let join = |part: fn(&Rows) -> &Tensor| {

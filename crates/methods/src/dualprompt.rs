@@ -23,12 +23,13 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Backbone, Cue, Error, Init, Injection, Params, Pool, Prefix, Prompt, Prompted, Result, Site,
-    Spec, TaskInfo, Train,
+    Backbone, Cue, Error, Injection, Params, Pool, Prefix, Prompt, Prompted, Result, Site, Spec,
+    TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::choice::BatchVote;
+use crate::draw::Draw;
 
 /// `[method] name = "dualprompt"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,10 +45,10 @@ pub struct DualPrompt {
     pub e_length: usize,
     /// Weight of the pull of a task's key towards the queries of its images, λ.
     pub pull: f64,
-    /// Prefixes start uniform between these two; the PyTorch ports have −1 and 1, JAX 0 and 0.01.
-    pub prompt_init: [f32; 2],
-    /// The same for keys.
-    pub key_init: [f32; 2],
+    /// How prefixes start.
+    pub prompt_init: Draw,
+    /// How keys start.
+    pub key_init: Draw,
     /// Whether the images of a test batch choose as one, as published for CIFAR-100. In training there is no choice.
     #[serde(default)]
     pub batch_vote: BatchVote,
@@ -92,16 +93,8 @@ impl DualPrompt {
             let problem = format!("must be a number, found {}", self.pull);
             return Err(wrong("pull", problem));
         }
-        for (key, [low, high]) in [
-            ("prompt_init", self.prompt_init),
-            ("key_init", self.key_init),
-        ] {
-            let ordered = low < high && low.is_finite() && high.is_finite();
-            if !ordered {
-                let problem = format!("must be [low, high] with low < high, found [{low}, {high}]");
-                return Err(wrong(key, problem));
-            }
-        }
+        self.prompt_init.check("method.prompt_init")?;
+        self.key_init.check("method.key_init")?;
         if self.batch_vote == BatchVote::Train {
             let problem =
                 "found \"train\", but training takes the prefix of its task without a choice";
@@ -157,7 +150,7 @@ impl Prefixes {
         spec.has_blocks("method.g_blocks", &config.g_blocks)?;
         spec.has_blocks("method.e_blocks", &config.e_blocks)?;
         let shape = [2, config.g_length, spec.dim];
-        let init = uniform(config.prompt_init);
+        let init = config.prompt_init.init();
         let general = config.g_blocks.iter();
         let general = general.map(|block| params.create(&format!("g.{block}"), &shape, init));
         Ok(Self {
@@ -238,6 +231,11 @@ impl Prompt for Prefixes {
         } else {
             return Ok(Injection::default());
         };
+        // Nothing is differentiated at test, and a graph would keep every activation alive.
+        let pairs = match cue.train {
+            true => pairs,
+            false => pairs.detach(),
+        };
         Ok(Injection {
             prefix: Some(Prefix::of_heads(&pairs, self.heads)?),
             ..Injection::default()
@@ -250,11 +248,11 @@ impl Prompt for Prefixes {
 
     fn begin_task(&mut self, _: &TaskInfo, params: &mut Params) -> Result<()> {
         let task = self.keys.len();
-        let init = uniform(self.config.key_init);
+        let init = self.config.key_init.init();
         self.keys
             .push(params.create(&format!("keys.{task}"), &[1, self.dim], init)?);
         let shape = [2, self.config.e_length, self.dim];
-        let init = uniform(self.config.prompt_init);
+        let init = self.config.prompt_init.init();
         let mut own = Vec::new();
         for (at, block) in self.config.e_blocks.iter().enumerate() {
             let name = format!("e.{task}.{block}");
@@ -266,10 +264,6 @@ impl Prompt for Prefixes {
         self.expert.push(own);
         Ok(())
     }
-}
-
-fn uniform([low, high]: [f32; 2]) -> Init {
-    Init::Uniform { low, high }
 }
 
 fn no_task(task: usize) -> Error {
