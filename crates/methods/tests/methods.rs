@@ -3,9 +3,21 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "methods/base.rs"]
+mod base;
+#[path = "methods/coda.rs"]
+mod coda;
+#[path = "methods/dap.rs"]
+mod dap;
+#[path = "methods/dualprompt.rs"]
+mod dualprompt;
 #[path = "methods/l2p.rs"]
 mod l2p;
 #[path = "methods/lab.rs"]
 mod lab;
 #[path = "methods/plain.rs"]
 mod plain;
+#[path = "methods/switches.rs"]
+mod switches;
+#[path = "methods/vpt.rs"]
+mod vpt;
