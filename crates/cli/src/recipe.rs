@@ -389,6 +389,32 @@ mod tests {
     }
 
     #[test]
+    fn every_recipe_of_the_examples_is_valid() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/recipes");
+        let mut seen = Vec::new();
+        for folder in std::fs::read_dir(root).unwrap() {
+            let folder = folder.unwrap().path();
+            for file in std::fs::read_dir(&folder).unwrap() {
+                let path = file.unwrap().path();
+                let origin = path.display().to_string();
+                let recipe = Recipe::load(&path, &[]).unwrap();
+                let method = recipe.method(&origin).unwrap();
+                method.check(recipe.train.as_ref()).unwrap();
+                let name = recipe.backbone.name.as_deref().unwrap_or_default();
+                let card = candlewick_models::find(name).unwrap();
+                recipe
+                    .preprocess(card.preprocess.as_ref(), &origin)
+                    .unwrap();
+                assert_eq!(folder.file_name().unwrap(), method.about().name);
+                seen.push(method.about().name);
+            }
+        }
+        for method in METHODS {
+            assert!(seen.contains(&method.name), "{} has no recipe", method.name);
+        }
+    }
+
+    #[test]
     fn unknown_keys_name_the_nearest_valid_one() {
         for (set, parts) in [
             ("train.lrr=1", ["`train.lrr`", "did you mean `lr`"]),

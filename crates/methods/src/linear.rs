@@ -1,5 +1,8 @@
 //! A masked linear head on the frozen backbone: the floor that any table of prompt methods needs,
 //! since it already reaches 70 % on Split CIFAR-100 (reported for `google-research/l2p`).
+//!
+//! It is what a prompt method becomes with its prompts off: the same head, loss, optimiser and images, nothing put into
+//! the backbone. [`random_prompt`](crate::random_prompt) is the floor with prompts that are never trained.
 
 use std::sync::Arc;
 
