@@ -158,13 +158,17 @@ def machine(cases, options):
     )
 
 
+TITLE = ["# Speed and memory", "Written by `bench/compare.py`; [how it measures](../bench/README.md)."]
+
+
 def text(cases, options, about, tolerance):
     drawn = "Weights are drawn, those of vit-micro are trained." if not options.weights else f"Weights: {options.weights}."
     notes = list(dict.fromkeys(f"{case.name()}: {note}".replace("\n", " ") for case in cases for note in case.notes))
+    if not cases:
+        return "\n\n".join([*TITLE, machine(cases, options), "No case was measured yet."])
     quick = ["**A quick run: it shows that everything works, not how fast it is.**"] if options.quick else []
     parts = [
-        "# Speed and memory",
-        "Written by `bench/compare.py`; [how it measures](../bench/README.md).",
+        *TITLE,
         *quick,
         machine(cases, options),
         "## candlewick and PyTorch in turns",
