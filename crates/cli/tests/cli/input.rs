@@ -63,7 +63,7 @@ fn an_unknown_method() {
         "linear.toml",
         "no method `lienar`",
         "did you mean `linear`",
-        "`l2p`, `linear`, `simplecil`",
+        "`aper-vpt`, `coda`, `dap`, `dualprompt`, `l2p`, `linear`, `random-prompt`, `simplecil`, `vpt`",
     ];
     lab.refused("linear.toml --set method.name=lienar", &parts);
 }
