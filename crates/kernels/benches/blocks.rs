@@ -78,7 +78,6 @@ fn blocks(c: &mut Criterion) {
                 ))
             });
         });
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if Precision::Bf16.available() {
             let block =
                 candlewick_kernels::bf16::PackedBlock::new(&weights).expect("it is available");

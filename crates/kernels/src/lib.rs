@@ -14,6 +14,9 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod bf16;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "absent.rs"]
+pub mod bf16;
 mod block;
 mod buffer;
 pub mod plain;

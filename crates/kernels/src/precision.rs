@@ -14,10 +14,7 @@ impl Precision {
     pub fn available(self) -> bool {
         match self {
             Self::F32 => true,
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Bf16 => crate::bf16::available(),
-            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-            Self::Bf16 => false,
         }
     }
 

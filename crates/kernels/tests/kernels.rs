@@ -265,7 +265,6 @@ fn run(
                 plain::backward(&w, x, shape, prefix, &saved, grad, wanted),
             )
         }
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Precision::Bf16 => {
             let block = candlewick_kernels::bf16::PackedBlock::new(&w).unwrap();
             let (bare, _) = block.forward(x, shape, prefix, false);
@@ -276,8 +275,6 @@ fn run(
                 .unwrap();
             (bare, y, grads)
         }
-        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-        Precision::Bf16 => unreachable!("not available here"),
     }
 }
 

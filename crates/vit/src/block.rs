@@ -1,25 +1,22 @@
 //! One transformer block, with every seam of [`Prompt`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Result as TensorResult, Tensor};
 use candlewick_core::{Cue, Op, Prefix, Prompt, Result};
+use candlewick_kernels::Precision;
 
+use crate::frozen::{self, FrozenBlock, Parts};
 use crate::layers::{LayerNorm, Linear, gelu, softmax};
+use crate::ops;
 
 /// `x ← x + γ₁·MHSA(LN₁ x); x ← x + γ₂·MLP(LN₂ x)`, where γ is layer scale or 1.
 #[derive(Debug)]
 pub(crate) struct Block {
     index: usize,
-    heads: usize,
-    norm1: LayerNorm,
-    qkv: Linear,
-    proj: Linear,
-    scale1: Option<Tensor>,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    scale2: Option<Tensor>,
+    parts: Arc<Parts>,
+    whole: Arc<FrozenBlock>,
 }
 
 impl Block {
@@ -28,20 +25,20 @@ impl Block {
         index: usize,
         heads: usize,
         eps: f64,
+        precision: Precision,
         tensors: &BTreeMap<String, Tensor>,
     ) -> Self {
         let get = |name: &str| tensors[&format!("blocks.{index}.{name}")].clone();
         let linear = |name: &str| {
             let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
-            Linear::new(get(&w), get(&b))
+            Linear::new(get(&w), get(&b), precision)
         };
         let norm = |name: &str| {
             let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
             LayerNorm::new(get(&w), get(&b), eps)
         };
         let scale = |name: &str| tensors.get(&format!("blocks.{index}.{name}")).cloned();
-        Self {
-            index,
+        let parts = Arc::new(Parts {
             heads,
             norm1: norm("norm1"),
             qkv: linear("attn.qkv"),
@@ -51,10 +48,15 @@ impl Block {
             fc1: linear("mlp.fc1"),
             fc2: linear("mlp.fc2"),
             scale2: scale("ls2.gamma"),
+        });
+        Self {
+            index,
+            whole: Arc::new(FrozenBlock::new(parts.clone(), precision)),
+            parts,
         }
     }
 
-    /// `(B, N, D)` to the same.
+    /// `(B, N, D)` to the same: in one operation where nothing in the block is tuned or trained, else one by one.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -62,24 +64,41 @@ impl Block {
         prompt: &dyn Prompt,
         cue: &Cue,
     ) -> Result<Tensor> {
-        let i = self.index;
+        let tuned = Op::in_block(self.index)
+            .into_iter()
+            .any(|op| prompt.tunes(op));
+        if !tuned && self.whole.runs(x) {
+            return Ok(frozen::block(&self.whole, x, prefix)?);
+        }
+        self.forward_by_operation(x, prefix, prompt, cue)
+    }
+
+    /// With every hook of the prompt.
+    fn forward_by_operation(
+        &self,
+        x: &Tensor,
+        prefix: Option<&Prefix>,
+        prompt: &dyn Prompt,
+        cue: &Cue,
+    ) -> Result<Tensor> {
+        let (i, p) = (self.index, &self.parts);
         let hook = |op, x: &Tensor, y: Tensor| match prompt.tunes(op) {
             true => prompt.tune(op, x, y, cue),
             false => Ok(y),
         };
 
-        let h = hook(Op::Norm1(i), x, self.norm1.forward(x)?)?;
-        let qkv = hook(Op::Qkv(i), &h, self.qkv.forward(&h)?)?;
-        let mixed = attend(&qkv, self.heads, prefix)?;
-        let out = hook(Op::Proj(i), &mixed, self.proj.forward(&mixed)?)?;
+        let h = hook(Op::Norm1(i), x, p.norm1.forward(x)?)?;
+        let qkv = hook(Op::Qkv(i), &h, p.qkv.forward(&h)?)?;
+        let mixed = attend(&qkv, p.heads, prefix)?;
+        let out = hook(Op::Proj(i), &mixed, p.proj.forward(&mixed)?)?;
         let out = hook(Op::Attention(i), &h, out)?;
-        let out = hook(Op::AttentionBranch(i), x, scaled(out, &self.scale1)?)?;
+        let out = hook(Op::AttentionBranch(i), x, scaled(out, &p.scale1)?)?;
         let x = (x + out)?;
 
-        let h = hook(Op::Norm2(i), &x, self.norm2.forward(&x)?)?;
-        let hidden = gelu(&hook(Op::Fc1(i), &h, self.fc1.forward(&h)?)?)?;
-        let out = hook(Op::Fc2(i), &hidden, self.fc2.forward(&hidden)?)?;
-        let out = hook(Op::MlpBranch(i), &x, scaled(out, &self.scale2)?)?;
+        let h = hook(Op::Norm2(i), &x, p.norm2.forward(&x)?)?;
+        let hidden = gelu(&hook(Op::Fc1(i), &h, p.fc1.forward(&h)?)?)?;
+        let out = hook(Op::Fc2(i), &hidden, p.fc2.forward(&hidden)?)?;
+        let out = hook(Op::MlpBranch(i), &x, scaled(out, &p.scale2)?)?;
         Ok((x + out)?)
     }
 }
@@ -87,6 +106,9 @@ impl Block {
 /// Multi-head attention of fused `(B, N, 3D)` queries, keys and values:
 /// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` per head, heads owning contiguous slices of `D`.
 fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<Tensor> {
+    if ops::supported(qkv) {
+        return frozen::attention(qkv, heads, prefix);
+    }
     let (b, n, width) = qkv.dims3()?;
     let dim = width / 3;
     let head = dim / heads;

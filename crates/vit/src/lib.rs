@@ -5,8 +5,10 @@
 
 mod block;
 pub mod error;
+mod frozen;
 pub mod layers;
 pub mod layout;
+mod linear;
 mod ops;
 mod position;
 pub mod vit;
@@ -14,5 +16,5 @@ pub mod weights;
 
 pub use error::Error;
 pub use layout::Layout;
-pub use vit::{Options, Vit};
+pub use vit::{Options, Precision, Vit};
 pub use weights::Weights;

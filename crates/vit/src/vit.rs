@@ -9,6 +9,8 @@ use candlewick_core::{
     Spec,
 };
 
+use candlewick_kernels as kernels;
+
 use crate::block::Block;
 use crate::error::{Error, Result};
 use crate::layers::{LayerNorm, Linear};
@@ -27,6 +29,35 @@ pub struct Options {
     pub image_size: Option<usize>,
     /// Blocks to keep, counted from the input; `None`: all.
     pub depth: Option<usize>,
+    /// The numbers that frozen weights are multiplied in.
+    pub precision: Precision,
+}
+
+/// The `precision` of a recipe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// The one that [`Precision::resolve`] finds.
+    #[default]
+    Auto,
+    /// f32 throughout.
+    F32,
+    /// bf16 products, summed in f32, on processors with AMX.
+    Bf16,
+}
+
+impl Precision {
+    /// What this means on this processor and device. `Auto` is f32.
+    pub fn resolve(self, device: &Device) -> Result<kernels::Precision> {
+        let bf16 = kernels::Precision::Bf16;
+        match self {
+            Self::Auto | Self::F32 => Ok(kernels::Precision::F32),
+            Self::Bf16 if device.is_cpu() && bf16.available() => Ok(bf16),
+            Self::Bf16 => Err(Error::Option {
+                key: "precision",
+                problem: "bf16 needs the CPU to have AMX and Linux 5.16 or later, found neither or a GPU; set \"f32\" or \"auto\"".into(),
+            }),
+        }
+    }
 }
 
 /// A frozen ViT of any size.
@@ -34,6 +65,7 @@ pub struct Options {
 pub struct Vit {
     spec: Spec,
     layout: Layout,
+    precision: kernels::Precision,
     device: Device,
     patch_embed: Linear,
     cls: Tensor,
@@ -48,6 +80,7 @@ pub struct Vit {
 impl Vit {
     /// Reads any of the known layouts.
     pub fn load(weights: &Weights, options: &Options, device: &Device) -> Result<Self> {
+        let precision = options.precision.resolve(device)?;
         let read = layout::read(weights, options.depth, device)?;
         let sizes = read.sizes;
         let heads = heads(options.heads.or(sizes.heads), sizes.dim)?;
@@ -64,7 +97,7 @@ impl Vit {
             LayerNorm::new(get(&w), get(&b), eps)
         };
         let blocks = (0..sizes.depth)
-            .map(|i| Block::new(i, heads, eps, &read.tensors))
+            .map(|i| Block::new(i, heads, eps, precision, &read.tensors))
             .collect();
         let patch = get("patch_embed.proj.weight").flatten_from(1)?;
         let spec = Spec {
@@ -79,8 +112,9 @@ impl Vit {
         };
         Ok(Self {
             layout: read.layout,
+            precision,
             device: device.clone(),
-            patch_embed: Linear::new(patch, get("patch_embed.proj.bias")),
+            patch_embed: Linear::new(patch, get("patch_embed.proj.bias"), precision),
             cls: get("cls_token"),
             cls_position: cls_position.map(|row| row.unsqueeze(0)).transpose()?,
             patch_positions: patch_positions.unsqueeze(0)?,
@@ -95,6 +129,11 @@ impl Vit {
     /// The layout its file had.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// The numbers that its frozen weights are multiplied in.
+    pub fn precision(&self) -> kernels::Precision {
+        self.precision
     }
 
     /// Every frozen tensor under its canonical (timm's) name.

@@ -1,0 +1,99 @@
+//! In place of `bf16` where there are no tiles: the same names, of which nothing can be made.
+
+use std::sync::Arc;
+
+use crate::block::{BlockWeights, Gradients, Linear, Prefix, Shape, Wanted};
+
+/// Never, on this kind of machine.
+pub fn available() -> bool {
+    false
+}
+
+fn none<T>() -> std::io::Result<T> {
+    Err(std::io::Error::other(
+        "this processor has no AMX tiles for bf16",
+    ))
+}
+
+/// A linear layer packed for tiles.
+#[derive(Debug)]
+pub enum PackedLinear {}
+
+impl PackedLinear {
+    /// Always an error.
+    pub fn new(_: &Linear<'_>) -> std::io::Result<Self> {
+        none()
+    }
+
+    /// Outputs and inputs.
+    pub fn sizes(&self) -> (usize, usize) {
+        match *self {}
+    }
+
+    /// Rows of `in` values to rows of `out`.
+    pub fn forward(&self, _: &[f32]) -> Vec<f32> {
+        match *self {}
+    }
+
+    /// Gradient of the output to that of the input.
+    pub fn backward(&self, _: &[f32]) -> std::io::Result<Vec<f32>> {
+        match *self {}
+    }
+}
+
+/// The linear layers of a block.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    /// Queries, keys and values.
+    pub qkv: Arc<PackedLinear>,
+    /// Output projection.
+    pub proj: Arc<PackedLinear>,
+    /// First layer of the MLP.
+    pub fc1: Arc<PackedLinear>,
+    /// Second layer of the MLP.
+    pub fc2: Arc<PackedLinear>,
+}
+
+/// A block packed for tiles.
+#[derive(Debug)]
+pub enum PackedBlock {}
+
+/// What a forward leaves for its backward.
+#[derive(Debug)]
+pub enum Saved {}
+
+impl PackedBlock {
+    /// Always an error.
+    pub fn new(_: &BlockWeights<'_>) -> std::io::Result<Self> {
+        none()
+    }
+
+    /// Always an error.
+    pub fn share(_: &BlockWeights<'_>, _: Layers) -> std::io::Result<Self> {
+        none()
+    }
+
+    /// Tokens to tokens.
+    pub fn forward(
+        &self,
+        _: &[f32],
+        _: Shape,
+        _: Option<Prefix<'_>>,
+        _: bool,
+    ) -> (Vec<f32>, Option<Saved>) {
+        match *self {}
+    }
+
+    /// Gradients of what went in.
+    pub fn backward(
+        &self,
+        _: &[f32],
+        _: Shape,
+        _: Option<Prefix<'_>>,
+        _: &Saved,
+        _: &[f32],
+        _: Wanted,
+    ) -> std::io::Result<Gradients> {
+        match *self {}
+    }
+}
