@@ -188,19 +188,23 @@ pub fn add_to(
     out: &mut [f32],
     width: usize,
 ) {
-    for half in 0..2 {
-        let column = piece.column + half * LANES;
-        if column >= width {
-            continue;
-        }
-        let end = (column + LANES).min(width);
-        let bias = bias.map_or(lanes::all(0.0), |b| lanes::load(&b[column..end]));
-        let scale = scale.map_or(lanes::all(1.0), |s| lanes::load(&s[column..end]));
-        for row in 0..piece.rows {
-            let to = &mut out[(piece.row + row) * width..][column..end];
-            let branch = lanes::add(lanes::load16(c.half(row, half)), bias);
-            lanes::store(to, lanes::fma(branch, scale, lanes::load(to)));
-        }
+    let columns = piece.column..(piece.column + 2 * LANES).min(width);
+    let halves = |v: &[f32]| {
+        let (low, high) = v.split_at(v.len().min(LANES));
+        (lanes::load(low), lanes::load(high))
+    };
+    let part = |v: Option<&[f32]>, other: f32| match v {
+        Some(v) => halves(&v[columns.clone()]),
+        None => (lanes::all(other), lanes::all(other)),
+    };
+    let (bias, scale) = (part(bias, 0.0), part(scale, 1.0));
+    for row in 0..piece.rows {
+        let to = &mut out[(piece.row + row) * width..][columns.clone()];
+        let (low, high) = to.split_at_mut(to.len().min(LANES));
+        let branch = lanes::add(lanes::load16(c.half(row, 0)), bias.0);
+        lanes::store(low, lanes::fma(branch, scale.0, lanes::load(low)));
+        let branch = lanes::add(lanes::load16(c.half(row, 1)), bias.1);
+        lanes::store(high, lanes::fma(branch, scale.1, lanes::load(high)));
     }
 }
 

@@ -59,7 +59,7 @@ lanes! {
     fn store_bf16(x: &mut [u16], v: Lanes) -> () {
         // SAFETY: the two types are the same 256 bits; lanes beyond the slice are masked and not written.
         unsafe {
-            let half: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(v));
+            let half = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
             _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), mask(x.len()), half);
         }
     }
@@ -68,7 +68,7 @@ lanes! {
     fn store_pair(x: &mut [u16; 2 * LANES], low: Lanes, high: Lanes) -> () {
         // SAFETY: the two types are the same 512 bits, and the array has as many.
         unsafe {
-            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             _mm512_storeu_si512(x.as_mut_ptr().cast(), both);
         }
     }
@@ -76,10 +76,10 @@ lanes! {
     /// `(even_i, odd_i)` rounded to bf16, as 16 pairs.
     fn interleave(even: Lanes, odd: Lanes) -> Pairs {
         // SAFETY: the types are the same 256 bits.
-        let (even, odd): (__m256i, __m256i) = unsafe {
+        let (even, odd) = unsafe {
             (
-                std::mem::transmute(_mm512_cvtneps_pbh(even)),
-                std::mem::transmute(_mm512_cvtneps_pbh(odd)),
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(even)),
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(odd)),
             )
         };
         zip(even, odd)

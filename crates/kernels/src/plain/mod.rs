@@ -163,6 +163,9 @@ pub fn backward(
     }
 }
 
+/// Where the gradients of a prefix's keys and values go.
+type PrefixGrad<'a> = (&'a mut [f32], &'a mut [f32]);
+
 /// A group of images in a block.
 struct Group<'a> {
     weights: &'a BlockWeights<'a>,
@@ -300,7 +303,7 @@ impl<'a> Group<'a> {
         kept: &Kept,
         space: &mut Workspace,
         tokens: bool,
-        prefix: Option<(&mut [f32], &mut [f32])>,
+        prefix: Option<PrefixGrad<'_>>,
     ) {
         let w = self.weights;
         let (dim, mlp) = (w.dim(), w.mlp());
@@ -346,7 +349,7 @@ impl<'a> Group<'a> {
         out: &[f32],
         grad: &mut [f32],
         tokens: bool,
-        prefix: Option<(&mut [f32], &mut [f32])>,
+        prefix: Option<PrefixGrad<'_>>,
     ) {
         let dim = self.weights.dim();
         let per = self.prefix.map_or(0, |p| p.length * dim);
@@ -356,7 +359,7 @@ impl<'a> Group<'a> {
             .zip(crate::block::chunks(values, per, self.images));
         let size = self.tokens * dim;
         let work: Vec<_> = grad.chunks_mut(3 * size).zip(parts).enumerate().collect();
-        let one = |(i, (grad, (keys, values))): (usize, (&mut [f32], (&mut [f32], &mut [f32])))| {
+        let one = |(i, (grad, (keys, values))): (usize, (&mut [f32], PrefixGrad<'_>))| {
             let qkv = &qkv[i * 3 * size..][..3 * size];
             let out = &out[i * size..][..size];
             let prefix = (!keys.is_empty()).then_some((keys, values));
