@@ -4,6 +4,7 @@ mod demo;
 mod machine;
 mod outlook;
 mod plot;
+mod precision;
 mod prepare;
 mod recipe;
 mod record;

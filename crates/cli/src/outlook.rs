@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candlewick_core::Spec;
 
+use crate::precision::Precision;
 use crate::prepare::{Outlook, Plan};
 use crate::table;
 use crate::watch::megabytes;
@@ -12,6 +13,11 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
     let about = plan.method.about();
     text += &format!("method    {}: {}\n", about.name, about.what);
     let recipe = &plan.recipe;
+    text += &format!(
+        "precision {} on {}\n",
+        recipe.precision.name(),
+        recipe.device
+    );
     let here = match &outlook.located {
         Some(located) => format!("here ({})", located.origin),
         None => "not here, would be fetched".to_owned(),
@@ -105,6 +111,12 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
         .iter()
         .map(|t| t.info.train_len + t.info.test_len)
         .sum();
+    // In bf16 the blocks have a copy of half the size, and one for the backward.
+    let copies = match plan.recipe.precision {
+        Precision::Bf16 if training > 0 => weights,
+        Precision::Bf16 => weights / 2,
+        _ => 0,
+    };
     let waiting = f32s(3 * plan.recipe.data.eval_batch * 3 * spec.image_size * spec.image_size);
-    weights + looking.max(training) + waiting + f32s(images * d)
+    weights + copies + looking.max(training) + waiting + f32s(images * d)
 }

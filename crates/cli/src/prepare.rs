@@ -47,6 +47,10 @@ impl Plan {
             .check(recipe.train.as_ref())
             .with_context(|| origin.to_owned())?;
         let device = device(&recipe.device)?;
+        let precision = recipe
+            .precision
+            .resolve(&device)
+            .with_context(|| origin.to_owned())?;
         let threads = match recipe.threads {
             Some(threads) => threads,
             None => std::thread::available_parallelism()?.get(),
@@ -69,6 +73,8 @@ impl Plan {
         let mut recipe = recipe;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
         recipe.threads = Some(threads);
+        // What it was here, so that the written recipe gives the same numbers elsewhere or refuses.
+        recipe.precision = precision;
         let plan = Self {
             recipe,
             method,
@@ -128,7 +134,7 @@ impl Plan {
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
             device: self.recipe.device.clone(),
-            dtype: "f32".into(),
+            dtype: loaded.vit.precision().name().into(),
             seed: self.recipe.seed,
             compat: self.method.compat(),
         }
@@ -252,6 +258,7 @@ fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) ->
         eps: Some(located.card.eps),
         image_size: Some(size),
         depth: recipe.backbone.depth,
+        precision: recipe.precision.for_vit(),
     };
     Ok(Vit::load(&weights, &options, device)?)
 }

@@ -10,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::precision::Precision;
+
 /// The tables and keys of a recipe. Hyper-parameters have no defaults; what belongs to the machine
 /// has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,16 +34,6 @@ pub struct Recipe {
     pub method: Table,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<Train>,
-}
-
-/// Number format of the backbone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// The fastest that is known to keep the numbers; f32 at present.
-    #[default]
-    Auto,
-    F32,
 }
 
 fn cpu() -> String {

@@ -62,7 +62,7 @@ pub struct Fingerprint {
     pub code: String,
     /// Where tensors lived.
     pub device: String,
-    /// Number format of the backbone.
+    /// The numbers that the frozen backbone multiplied: `f32` or `bf16`, what `auto` was resolved to.
     pub dtype: String,
     /// The run's seed.
     pub seed: u64,

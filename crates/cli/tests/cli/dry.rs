@@ -1,6 +1,6 @@
 //! `--dry-run`.
 
-use crate::lab::{Lab, Said};
+use crate::lab::{Lab, Said, precisions};
 
 fn works(said: &Said, parts: &[&str]) {
     assert_eq!(said.code, Some(0), "{}", said.err);
@@ -18,6 +18,7 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
         &said,
         &[
             "method    l2p: ",
+            "precision f32 on cpu\n",
             "backbone  vit-micro: here (embedded)",
             "depth 1, width 128, 4 heads, patch 8, 64 px: 65 tokens",
             // Prompts, keys and a head for six classes.
@@ -37,6 +38,19 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
         assert_eq!(row[1..5], [(t + 1).to_string().as_str(), "2", "10", "8"]);
     }
     assert_eq!(lab.names(""), before, "a dry run wrote something");
+}
+
+#[test]
+fn a_dry_run_says_the_precision() {
+    let lab = Lab::new();
+    for precision in precisions() {
+        let said = lab.say(&format!(
+            "run l2p.toml --dry-run --set precision={precision}"
+        ));
+        works(&said, &[&format!("precision {precision} on cpu\n")]);
+    }
+    let said = lab.say("run l2p.toml --dry-run --set precision=fp8");
+    said.failed(&["`precision`", "`fp8`", "`auto`", "`f32`", "`bf16`"]);
 }
 
 #[test]

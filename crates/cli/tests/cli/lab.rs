@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
+use candle_core::Device;
+use candlewick_vit::Precision;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,6 +17,17 @@ pub const METHODS: [&str; 3] = ["linear", "simplecil", "l2p"];
 pub const CLASSES: [&str; 6] = ["bicycle", "bread", "cat", "cloud", "goat", "star"];
 pub const TRAIN: usize = 5;
 pub const TEST: usize = 4;
+
+/// Those that this machine computes in. What is left out is said, so that a test of one precision is not taken for two.
+pub fn precisions() -> Vec<&'static str> {
+    match Precision::Bf16.resolve(&Device::Cpu) {
+        Ok(_) => vec!["f32", "bf16"],
+        Err(why) => {
+            println!("f32 alone, bf16 is left out: {why}");
+            vec!["f32"]
+        }
+    }
+}
 
 /// The files of a finished run.
 pub const RECORD: [&str; 9] = [

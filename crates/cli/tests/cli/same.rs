@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::lab::{CLASSES, Lab, METHODS};
+use crate::lab::{CLASSES, Lab, METHODS, precisions};
 
 /// For l2p, whose images all pass through the backbone anew each epoch.
 fn augmented(method: &str) -> &'static str {
@@ -19,29 +19,82 @@ fn augmented(method: &str) -> &'static str {
 #[test]
 fn the_number_of_threads_changes_no_byte() {
     let lab = Lab::new();
-    for method in METHODS {
-        for threads in [1, 2] {
-            let more = augmented(method);
-            let line =
-                format!("run {method}.toml --out {method}-{threads} --threads {threads} {more}");
-            let said = lab.say(&line);
-            assert_eq!(said.code, Some(0), "{line}: {}", said.err);
-            let timing = lab.json(&format!("{method}-{threads}/timing.json"));
-            assert_eq!(timing["threads"], threads);
-        }
-        for file in [
-            "report.json",
-            "predictions.csv",
-            "accuracy.csv",
-            "params.safetensors",
-        ] {
-            let one = lab.read(&format!("{method}-1/{file}"));
-            assert!(
-                one == lab.read(&format!("{method}-2/{file}")),
-                "{method}: {file}"
-            );
+    for precision in precisions() {
+        for method in METHODS {
+            let out = format!("{method}-{precision}");
+            for threads in [1, 2] {
+                let more = augmented(method);
+                let line = format!(
+                    "run {method}.toml --out {out}-{threads} --threads {threads} --set precision={precision} {more}"
+                );
+                let said = lab.say(&line);
+                assert_eq!(said.code, Some(0), "{line}: {}", said.err);
+                let timing = lab.json(&format!("{out}-{threads}/timing.json"));
+                assert_eq!(timing["threads"], threads);
+            }
+            for file in [
+                "report.json",
+                "predictions.csv",
+                "accuracy.csv",
+                "params.safetensors",
+            ] {
+                let one = lab.read(&format!("{out}-1/{file}"));
+                let two = lab.read(&format!("{out}-2/{file}"));
+                assert!(one == two, "{out}: {file}");
+            }
         }
     }
+}
+
+/// If precision did not reach the backbone, the two would be byte for byte alike.
+#[test]
+fn the_precision_reaches_the_numbers_and_the_report() {
+    let lab = Lab::new();
+    if !precisions().contains(&"bf16") {
+        return;
+    }
+    for method in METHODS {
+        for precision in ["auto", "f32", "bf16"] {
+            let out = format!("{method}-{precision}");
+            lab.run(method, &out, &format!("--set precision={precision}"));
+            let resolved = match precision {
+                "auto" => "f32",
+                other => other,
+            };
+            let report = lab.json(&format!("{out}/report.json"));
+            assert_eq!(report["fingerprint"]["dtype"], resolved);
+            let config: toml::Table = lab.text(&format!("{out}/config.toml")).parse().unwrap();
+            assert_eq!(config["precision"].as_str(), Some(resolved));
+        }
+        let params = |precision| lab.read(&format!("{method}-{precision}/params.safetensors"));
+        assert!(params("auto") == params("f32"), "{method}");
+        assert!(
+            params("f32") != params("bf16"),
+            "{method}: bf16 changes nothing"
+        );
+    }
+    let said = lab.say("report simplecil-f32 simplecil-bf16");
+    assert!(said.out.contains("NOT COMPARABLE"), "{}", said.out);
+    assert!(said.out.contains("  dtype: f32 | bf16\n"), "{}", said.out);
+}
+
+/// On all 50 classes inside the program: another rounding moves few images, a wrong product most of them.
+#[test]
+fn bf16_predicts_nearly_what_f32_does() {
+    let lab = Lab::new();
+    if !precisions().contains(&"bf16") {
+        return;
+    }
+    lab.write("demo.toml", include_str!("../../demo/simplecil.toml"));
+    let rows = |precision: &str| {
+        lab.run("demo", precision, &format!("--set precision={precision}"));
+        lab.predictions(precision)
+    };
+    let (full, half) = (rows("f32"), rows("bf16"));
+    let same = full.iter().zip(&half).filter(|(a, b)| a[..3] == b[..3]);
+    let same = same.count();
+    assert_eq!(full.len(), 100);
+    assert!(same >= 95, "only {same} of 100 predictions are alike");
 }
 
 #[test]
