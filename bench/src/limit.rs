@@ -59,9 +59,16 @@ pub fn f32_matmul() -> Result<f64> {
     })
 }
 
-/// bfloat16 products in GFLOP/s on the units the backbone uses for them. `None` until it has such units to time.
+/// bfloat16 products in GFLOP/s on the units the backbone uses for them. `None` where there are none.
 pub fn bf16() -> Option<f64> {
-    None
+    let work = || {
+        let done = rayon::broadcast(|_| candlewick_kernels::bf16::busy(1 << 18));
+        match done.into_iter().sum::<Option<u64>>() {
+            Some(done) => Ok(done as f64),
+            None => anyhow::bail!("no tiles"),
+        }
+    };
+    best(work).ok()
 }
 
 /// GFLOP/s of the best of six tries; `work` returns how many operations it did.

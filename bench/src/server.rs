@@ -74,10 +74,14 @@ pub enum Precision {
 
 impl Precision {
     /// The one place where a precision reaches the backbone.
-    fn apply(self, options: Options) -> Result<Options> {
-        match self {
-            Self::F32 => Ok(options),
-            Self::Bf16 => bail!("precision \"bf16\": this build of the backbone has f32 only"),
+    fn apply(self, options: Options) -> Options {
+        let precision = match self {
+            Self::F32 => candlewick_vit::Precision::F32,
+            Self::Bf16 => candlewick_vit::Precision::Bf16,
+        };
+        Options {
+            precision,
+            ..options
         }
     }
 }
@@ -105,7 +109,7 @@ impl Server {
                     heads,
                     image_size,
                     ..Options::default()
-                })?;
+                });
                 self.vit = None;
                 self.load(&weights, &options)
             }

@@ -9,6 +9,11 @@ pub fn available() -> bool {
     false
 }
 
+/// Nothing to keep busy.
+pub fn busy(_: usize) -> Option<u64> {
+    None
+}
+
 fn none<T>() -> std::io::Result<T> {
     Err(std::io::Error::other(
         "this processor has no AMX tiles for bf16",

@@ -1,5 +1,8 @@
 //! Both ways of computing a block against the formula itself in f64, values and gradients, over odd sizes.
 
+// Clippy's leave for tests does not reach the helpers of an integration test.
+#![allow(clippy::unwrap_used)]
+
 use candlewick_kernels::{
     BlockWeights, Gradients, Linear, Norm, Precision, Prefix, Shape, Wanted, plain,
 };

@@ -25,6 +25,12 @@ use crate::buffer::{Buffer, Pool, Pooled, changed};
 pub use linear::PackedLinear;
 pub use tile::available;
 
+/// Keeps this thread's tile unit busy with `rounds` of four products out of registers, to find its limit. Gives the floating-point
+/// operations done; `None` without tiles.
+pub fn busy(rounds: usize) -> Option<u64> {
+    Some(tile::Tiles::new()?.busy(rounds))
+}
+
 /// Rows of a group of images: enough to use each weight often, few enough to stay in the cache.
 const GROUP_ROWS: usize = 420;
 

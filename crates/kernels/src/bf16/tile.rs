@@ -142,6 +142,32 @@ impl Tiles {
         }
     }
 
+    /// `rounds` of four products of what is in the registers, without a load: the most that the unit can do. Gives the
+    /// floating-point operations.
+    pub fn busy(&self, rounds: usize) -> u64 {
+        let ones = Tile([0x3f80; ROWS * COLS]);
+        // SAFETY: a tile is loaded from 1024 bytes; a `Tiles` exists, so the unit is set up on this thread.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tileloadd tmm4, [{from} + {line}]", "tileloadd tmm5, [{from} + {line}]",
+                "tileloadd tmm6, [{from} + {line}]", "tileloadd tmm7, [{from} + {line}]",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {rounds}", "jnz 2b",
+                rounds = inout(reg) rounds.max(1) => _,
+                from = in(reg) ones.0.as_ptr(),
+                line = in(reg) 64usize,
+                options(nostack),
+            );
+        }
+        // 16 by 16 results of 32 products and sums, four times a round.
+        (rounds.max(1) * 4 * 2 * 16 * 16 * 32) as u64
+    }
+
     /// [`multiply`](Self::multiply) for 16 rows of `A` and of `C`.
     #[inline]
     pub fn multiply_half(&self, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
