@@ -15,6 +15,8 @@ mod dualprompt;
 mod l2p;
 #[path = "methods/lab.rs"]
 mod lab;
+#[path = "../../vit/tests/vit/near.rs"]
+mod near;
 #[path = "methods/plain.rs"]
 mod plain;
 #[path = "methods/switches.rs"]

@@ -6,11 +6,14 @@ use candlewick_core::{
 };
 use candlewick_methods::coda::{Components, gram_schmidt};
 use candlewick_methods::{Coda, MethodConfig};
+use candlewick_vit::Precision;
 
 use crate::base::trainable;
 use crate::lab::{
-    Tensors, conforms, difference, here, max_abs, micro, odd_stream, quick, task, tensors, tiny,
+    Tensors, conforms, difference, gradient_holds, here, holds, max_abs, micro, odd_stream, quick,
+    task, tensors, tiny, tiny_in,
 };
+use crate::near::{assert_within, precisions};
 
 const BLOCKS: [usize; 4] = [0, 1, 2, 3];
 
@@ -50,8 +53,14 @@ fn state(all: &Tensors, from: &str, head: &str, tasks: usize) -> State {
 }
 
 /// In the middle of task `t`, at the values of the fixture.
-fn method(all: &Tensors, t: usize, orthogonality: f64) -> Prompted<Components> {
-    let mut method = config(orthogonality).build(tiny(), quick(), 0).unwrap();
+fn method(
+    all: &Tensors,
+    t: usize,
+    orthogonality: f64,
+    precision: Precision,
+) -> Prompted<Components> {
+    let backbone = tiny_in(precision);
+    let mut method = config(orthogonality).build(backbone, quick(), 0).unwrap();
     let infos: Vec<_> = (0..=t).map(|t| task(t, 2 * t..2 * t + 2)).collect();
     let state = state(all, &format!("task{t}.init"), "p.head", t + 1);
     method.restore(&infos, &state).unwrap();
@@ -121,7 +130,7 @@ fn rows_beyond_the_last_dimension() {
 fn weights_prefixes_and_penalties_match_block_by_block() {
     let all = fixture();
     for t in 0..2 {
-        let method = method(&all, t, 0.1);
+        let method = method(&all, t, 0.1, Precision::F32);
         for block in BLOCKS {
             let get = |name: &str| &all[&format!("task{t}.layer{block}.{name}")];
             let rows = method.prompt().rows(block, true).unwrap();
@@ -143,31 +152,39 @@ fn weights_prefixes_and_penalties_match_block_by_block() {
     }
 }
 
+/// In task 1 the images pull keys and attention of the last block opposite ways: what is left of the gradient, 4e-4 long, is a
+/// fifth to a twentieth of the other blocks', but the rounding of bf16 is left whole. Found to be off by 10 %.
+const CANCELLED: f64 = 0.2;
+
 #[test]
 fn losses_logits_and_gradients_match() {
     let all = fixture();
-    for t in 0..2 {
+    let tasks = precisions().into_iter().flat_map(|p| [(p, 0), (p, 1)]);
+    for (precision, t) in tasks {
         let batch = batch(&all, t);
         for (orthogonality, loss, grad) in [(0.0, "ce", "grad_ce"), (0.1, "loss", "grad_total")] {
-            let method = method(&all, t, orthogonality);
+            let method = method(&all, t, orthogonality, precision);
             let logits = all[&format!("task{t}.eval.logits")]
                 .narrow(1, 0, 2 * (t + 1))
                 .unwrap();
-            close(&method.predict(&batch).unwrap(), &logits, 5e-5, "logits");
+            let got = method.predict(&batch).unwrap();
+            holds(precision, &got, &logits, 5e-5, "logits");
             let got = method.loss(&batch).unwrap();
             let want = &all[&format!("task{t}.train.{loss}")];
-            close(&got.reshape(1).unwrap(), want, 5e-5, loss);
+            holds(precision, &got.reshape(1).unwrap(), want, 5e-5, loss);
 
             let grads = got.backward().unwrap();
             let from = format!("task{t}.{grad}");
             for (name, want) in state(&all, &from, &format!("{from}.head"), t + 1) {
                 let got = grads.get(&method.params().get(&name).unwrap());
                 if name.split('.').nth(1) == Some(&t.to_string()) {
-                    let far = difference(got.unwrap(), &want);
-                    assert!(
-                        far < 1e-4 * max_abs(&want),
-                        "task {t} {grad} {name}: {far:e}"
-                    );
+                    let what = format!("task {t} {grad} {name}");
+                    let cancels = ["a.1.3", "k.1.3"].contains(&name.as_str());
+                    if precision == Precision::Bf16 && cancels {
+                        assert_within(CANCELLED, &what, got.unwrap(), &want);
+                        continue;
+                    }
+                    gradient_holds(precision, got.unwrap(), &want, &what);
                 } else {
                     assert!(got.is_none() && max_abs(&want) == 0.0, "task {t} {name}");
                 }

@@ -7,7 +7,11 @@ use candlewick_methods::vpt::Start;
 use candlewick_methods::{BatchVote, Dap, MethodConfig};
 
 use crate::base::trainable;
-use crate::lab::{Tensors, conforms, difference, here, max_abs, quick, task, tensors, tiny};
+use crate::lab::{
+    Tensors, choosing, conforms, gradient_holds, here, holds, max_abs, quick, task, tensors, tiny,
+    tiny_in,
+};
+use crate::near::precisions;
 
 fn small() -> Dap {
     Dap {
@@ -61,23 +65,20 @@ fn batch(all: &Tensors, targets: &str) -> Batch {
 #[test]
 fn dap_matches_its_authors_losses_and_gradients() {
     let all = tensors(here("tests/fixtures/dap.safetensors"));
-    for t in [0, 1] {
+    let cases = precisions().into_iter().flat_map(|p| [(p, 0), (p, 1)]);
+    for (precision, t) in cases {
         let tasks: Vec<_> = (0..=t).map(|i| task(i, 4 * i..4 * i + 4)).collect();
-        let mut method = small().build(tiny(), quick(), 0).unwrap();
+        let mut method = small().build(tiny_in(precision), quick(), 0).unwrap();
         let state = fixture_state(&all, "p.", t + 1);
         method.restore(&tasks, &state).unwrap();
         let batch = batch(&all, &format!("t{t}.targets"));
+        let close = |got: &Tensor, want: &str| holds(precision, got, &all[want], 5e-5, want);
         let (features, _) = method.features(&batch, Some(t), true).unwrap();
-        let far = difference(&features, &all[&format!("t{t}.pre_logits")]);
-        assert!(far < 5e-5, "{far}");
-
+        close(&features, &format!("t{t}.pre_logits"));
         let loss = method.loss(&batch).unwrap();
-        let want: Vec<f32> = all[&format!("t{t}.loss")].to_vec1().unwrap();
-        let far_loss = (loss.to_scalar::<f32>().unwrap() - want[0]).abs();
-        assert!(far_loss < 5e-5, "{far_loss}");
+        close(&loss.reshape(1).unwrap(), &format!("t{t}.loss"));
         let grads = loss.backward().unwrap();
         let wanted = fixture_state(&all, &format!("t{t}.grad."), t + 1);
-        let mut worst = 0f32;
         for name in state.keys() {
             let got = grads.get(&method.params().get(name).unwrap());
             match wanted.get(name) {
@@ -87,22 +88,17 @@ fn dap_matches_its_authors_losses_and_gradients() {
                     assert!(got.is_none_or(|got| max_abs(got) == 0.0), "{name}");
                 }
                 Some(want) => {
-                    let off = difference(got.unwrap(), want) / max_abs(want);
-                    assert!(off < 1e-4, "task {t}, {name}: {off}");
-                    worst = worst.max(off);
+                    gradient_holds(precision, got.unwrap(), want, &format!("task {t} {name}"));
                 }
             }
         }
-        println!(
-            "task {t}: CLS {far:.1e}, loss {far_loss:.1e}, gradients {worst:.1e} of their largest"
-        );
     }
 }
 
 #[test]
 fn dap_matches_its_authors_predictions() {
     let all = tensors(here("tests/fixtures/dap.safetensors"));
-    for (name, config) in [
+    let cases = [
         ("perimage", small()),
         (
             "vote",
@@ -119,17 +115,20 @@ fn dap_matches_its_authors_predictions() {
                 ..small()
             },
         ),
-    ] {
+    ];
+    let precisions = precisions().into_iter();
+    for (precision, (name, config)) in precisions.flat_map(|p| cases.clone().map(|c| (p, c))) {
         let mut state = fixture_state(&all, "p.", 2);
         // For ImageNet-R the published code makes prompts in the last block and leaves them out.
         state.retain(|key, _| config.blocks.is_none() || !key.starts_with("blocks.3."));
-        let backbone = tiny();
+        let backbone = choosing(precision, &all["out.query"]);
         let mut method = config.build(backbone.clone(), quick(), 0).unwrap();
         let tasks = [task(0, 0..4), task(1, 4..8)];
         method.restore(&tasks, &state).unwrap();
         let batch = batch(&all, "t1.targets");
         let query = backbone.query(&batch.images).unwrap();
-        assert!(difference(&query, &all["out.query"]) < 5e-5);
+        let own = tiny_in(precision).query(&batch.images).unwrap();
+        holds(precision, &own, &all["out.query"], 5e-5, "query");
         let mut want: Vec<i64> = all[&format!("{name}.task")].to_vec1().unwrap();
         want.resize(6, want[0]);
         let got = method.prompt().choose(&query, &Cue::default()).unwrap();
@@ -138,9 +137,13 @@ fn dap_matches_its_authors_predictions() {
         // The fixture has images of both kinds.
         assert!(name == "vote" || (want.contains(&0) && want.contains(&1)));
         let scores = method.predict(&batch).unwrap();
-        let far = difference(&scores, &all[&format!("{name}.logits")]);
-        assert!(far < 5e-5, "{name}: {far}");
-        println!("{name}: logits {far:.1e}");
+        holds(
+            precision,
+            &scores,
+            &all[&format!("{name}.logits")],
+            5e-5,
+            name,
+        );
     }
 }
 

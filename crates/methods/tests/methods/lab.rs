@@ -5,13 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use candlewick_core::{Method, OptimizerKind, Result, Schedule, Stream, TaskInfo, Train};
+use candlewick_core::{
+    Backbone, Cue, Features, Method, OptimizerKind, Prompt, Result, Schedule, Spec, Stream,
+    TaskInfo, Train,
+};
 use candlewick_data::{
     ClassIncremental, Loader, OnCorrupt, Order, Parts, Preprocess, RgbImage, Source,
     class_incremental, demo,
 };
 use candlewick_methods::{MethodConfig, conformance};
-use candlewick_vit::{Options, Vit, Weights};
+use candlewick_vit::{Options, Precision, Vit, Weights};
+
+use crate::near::{assert_near, precisions};
 
 pub type Tensors = HashMap<String, Tensor>;
 
@@ -25,6 +30,10 @@ pub fn here(name: &str) -> PathBuf {
 
 /// The tiny timm ViT that the fixtures were computed on.
 pub fn tiny() -> Arc<Vit> {
+    tiny_in(Precision::F32)
+}
+
+pub fn tiny_in(precision: Precision) -> Arc<Vit> {
     let all = tensors(here("../vit/tests/fixtures/vit_timm/data.safetensors"));
     let weights: Tensors = all
         .iter()
@@ -35,6 +44,7 @@ pub fn tiny() -> Arc<Vit> {
     candle_core::safetensors::save(&weights, &path).unwrap();
     let options = Options {
         heads: Some(4),
+        precision,
         ..Options::default()
     };
     let weights = Weights::open(&path).unwrap();
@@ -48,6 +58,58 @@ pub fn max_abs(t: &Tensor) -> f32 {
 pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     max_abs(&(a - b).unwrap())
+}
+
+/// In f32 no value further off than `bound`; in bf16 near.
+pub fn holds(precision: Precision, got: &Tensor, want: &Tensor, bound: f32, what: &str) {
+    if precision == Precision::Bf16 {
+        return assert_near(what, got, want);
+    }
+    let far = difference(got, want);
+    assert!(far < bound, "{what}: {far:e}");
+}
+
+/// In f32 no value further off than 1e-4 of the largest; in bf16 near.
+pub fn gradient_holds(precision: Precision, got: &Tensor, want: &Tensor, what: &str) {
+    holds(precision, got, want, 1e-4 * max_abs(want), what);
+}
+
+/// A backbone whose queries are the fixture's own. Where two keys are about as near to a query, the rounding of bf16
+/// may choose the other one, and nothing behind it can then be compared.
+pub struct Given {
+    pub vit: Arc<Vit>,
+    pub query: Tensor,
+}
+
+impl Backbone for Given {
+    fn spec(&self) -> &Spec {
+        self.vit.spec()
+    }
+
+    fn device(&self) -> &Device {
+        self.vit.device()
+    }
+
+    fn forward(&self, images: &Tensor, prompt: &dyn Prompt, cue: &Cue) -> Result<Features> {
+        self.vit.forward(images, prompt, cue)
+    }
+
+    fn query(&self, images: &Tensor) -> Result<Tensor> {
+        assert_eq!(images.dim(0)?, self.query.dim(0)?, "the fixture's batch");
+        Ok(self.query.clone())
+    }
+}
+
+/// The fixture's backbone for methods that choose by its query: with its own in f32, with the fixture's in bf16.
+pub fn choosing(precision: Precision, query: &Tensor) -> Arc<dyn Backbone> {
+    let vit = tiny_in(precision);
+    match precision {
+        Precision::Bf16 => Arc::new(Given {
+            vit,
+            query: query.clone(),
+        }),
+        _ => vit,
+    }
 }
 
 pub fn task(index: usize, classes: std::ops::Range<usize>) -> TaskInfo {
@@ -139,6 +201,10 @@ impl Source for Few {
 }
 
 pub fn micro() -> Arc<Vit> {
+    micro_in(Precision::F32)
+}
+
+pub fn micro_in(precision: Precision) -> Arc<Vit> {
     let located = candlewick_models::resolve(
         "vit-micro",
         &candlewick_models::Options::new(candlewick_models::HubConfig::at("nowhere")),
@@ -150,6 +216,7 @@ pub fn micro() -> Arc<Vit> {
     let options = Options {
         heads: Some(4),
         depth: Some(2),
+        precision,
         ..Options::default()
     };
     let weights = Weights::embedded("vit-micro", bytes).unwrap();
@@ -169,7 +236,18 @@ pub fn quick() -> Train {
 }
 
 pub fn conforms(config: MethodConfig, augmented: bool) -> Result<()> {
-    let backbone = micro();
+    conforms_in(Precision::F32, &config, augmented)
+}
+
+/// In every precision of this machine: asked of a method without prompts, one with tokens, one with prefixes.
+pub fn conforms_in_all(config: MethodConfig, augmented: bool) -> Result<()> {
+    precisions()
+        .into_iter()
+        .try_for_each(|precision| conforms_in(precision, &config, augmented))
+}
+
+fn conforms_in(precision: Precision, config: &MethodConfig, augmented: bool) -> Result<()> {
+    let backbone = micro_in(precision);
     let weights = backbone.weights().clone();
     let train_table = config.about().trains.then(quick);
     let build = || -> Result<Box<dyn Method>> {

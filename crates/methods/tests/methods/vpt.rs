@@ -6,7 +6,10 @@ use candlewick_methods::vpt::{Depth, FreeTokens, Start};
 use candlewick_methods::{AperVpt, MethodConfig, RandomPrompt, Vpt};
 
 use crate::base::{on_base, trainable};
-use crate::lab::{conforms, difference, here, max_abs, quick, task, tensors, tiny};
+use crate::lab::{
+    conforms, difference, gradient_holds, here, holds, max_abs, quick, task, tensors, tiny, tiny_in,
+};
+use crate::near::precisions;
 
 fn vpt(depth: Depth, length: usize) -> Vpt {
     Vpt {
@@ -21,12 +24,16 @@ const BOTH: [(Depth, &str); 2] = [(Depth::Shallow, "vpt_shallow"), (Depth::Deep,
 #[test]
 fn vpt_matches_the_reference_values_and_gradients() {
     let all = tensors(here("tests/fixtures/pet.safetensors"));
-    let backbone = tiny();
     let cue = Cue {
         train: true,
         ..Cue::default()
     };
-    for (depth, name) in BOTH {
+    for (precision, (depth, name)) in precisions().into_iter().flat_map(|p| BOTH.map(|b| (p, b))) {
+        let backbone = tiny_in(precision);
+        let close = |got: &Tensor, want: &str, bound: f32| {
+            let what = format!("{name}.{want}");
+            holds(precision, got, &all[&what], bound, &what);
+        };
         let mut params = Params::seeded(0, &Device::Cpu);
         let prompt = FreeTokens::new(&vpt(depth, 3), backbone.spec(), &mut params).unwrap();
         let cls = |params: &mut Params, prompts: &Tensor| {
@@ -37,22 +44,15 @@ fn vpt_matches_the_reference_values_and_gradients() {
         };
         let prompts = &all[&format!("{name}.p.Prompt_Tokens")];
         let got = cls(&mut params, &prompts.zeros_like().unwrap());
-        let far = difference(&got, &all[&format!("{name}.cls_zero_prompts")]);
-        assert!(far < 5e-5, "{name}: {far}");
-
+        close(&got, "cls_zero_prompts", 5e-5);
         let got = cls(&mut params, prompts);
-        let far = difference(&got, &all[&format!("{name}.cls")]);
-        assert!(far < 5e-5, "{name}: {far}");
+        close(&got, "cls", 5e-5);
         let loss = (got * &all["in.cls_cotangent"]).unwrap().sum_all().unwrap();
-        let want: Vec<f32> = all[&format!("{name}.loss")].to_vec1().unwrap();
-        let far_loss = (loss.to_scalar::<f32>().unwrap() - want[0]).abs();
-        assert!(far_loss < 1e-4, "{name}: {far_loss}");
+        close(&loss.reshape(1).unwrap(), "loss", 1e-4);
         let grads = loss.backward().unwrap();
         let got = grads.get(&params.get("prompts").unwrap()).unwrap();
         let want = &all[&format!("{name}.grad.Prompt_Tokens")];
-        let off = difference(got, want) / max_abs(want);
-        assert!(off < 1e-4, "{name}: {off}");
-        println!("{name}: CLS {far:.1e}, loss {far_loss:.1e}, gradient {off:.1e} of its largest");
+        gradient_holds(precision, got, want, &format!("{name} gradient"));
     }
 }
 

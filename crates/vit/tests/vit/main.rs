@@ -3,6 +3,7 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod near;
 mod seams;
 
 use std::collections::HashMap;
@@ -10,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, Var};
 use candlewick_core::{Backbone, Cue, Injection, NoPrompt, Op, Prompt, Result, Site};
-use candlewick_vit::{Layout, Options, Vit, Weights};
+use candlewick_vit::{Layout, Options, Precision, Vit, Weights};
+
+use near::{assert_near, precisions};
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -42,9 +45,17 @@ fn heads(n: usize) -> Options {
 }
 
 fn timm() -> (Vit, Tensors) {
+    timm_in(Precision::F32)
+}
+
+fn timm_in(precision: Precision) -> (Vit, Tensors) {
     let all = tensors("vit_timm/data.safetensors");
     let dir = tempfile::tempdir().unwrap();
-    let vit = load(&save(&timm_weights(&all), dir.path()), &heads(4)).unwrap();
+    let options = Options {
+        precision,
+        ..heads(4)
+    };
+    let vit = load(&save(&timm_weights(&all), dir.path()), &options).unwrap();
     (vit, all)
 }
 
@@ -161,27 +172,36 @@ impl Prompt for AddToEmbedding {
 
 #[test]
 fn gradient_reaches_the_first_tokens_through_every_block() {
-    let (vit, all) = timm();
-    let delta = Var::from_tensor(&all["out.tokens_embedded"].zeros_like().unwrap()).unwrap();
-    let prompt = AddToEmbedding(delta.as_tensor().clone());
-    let features = vit
-        .forward(&all["in.images"], &prompt, &Cue::default())
-        .unwrap();
-    let cls = features.cls().unwrap();
-    let loss = (cls * &all["in.cls_cotangent"]).unwrap().sum_all().unwrap();
-    let want: Vec<f32> = all["out.loss"].to_vec1().unwrap();
-    let got: f32 = loss.to_scalar().unwrap();
-    assert!((got - want[0]).abs() < 1e-4 * want[0].abs().max(1.0));
-    let grads = loss.backward().unwrap();
-    let want = &all["grad.tokens_embedded"];
-    let scale: f32 = want.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
-    let got = grads.get(&delta).unwrap();
-    assert_close("gradient", got, want, f64::from(scale) * 1e-4, 0.0);
-    for (name, weight) in vit.weights() {
-        assert!(
-            grads.get(weight).is_none(),
-            "{name} is frozen but has a gradient"
-        );
+    for precision in precisions() {
+        let (vit, all) = timm_in(precision);
+        let delta = Var::from_tensor(&all["out.tokens_embedded"].zeros_like().unwrap()).unwrap();
+        let prompt = AddToEmbedding(delta.as_tensor().clone());
+        let features = vit
+            .forward(&all["in.images"], &prompt, &Cue::default())
+            .unwrap();
+        let cls = features.cls().unwrap();
+        let loss = (&cls * &all["in.cls_cotangent"])
+            .unwrap()
+            .sum_all()
+            .unwrap();
+        let grads = loss.backward().unwrap();
+        let (got, want) = (grads.get(&delta).unwrap(), &all["grad.tokens_embedded"]);
+        if precision == Precision::Bf16 {
+            assert_near("CLS", &cls, &all["out.cls"]);
+            assert_near("gradient", got, want);
+        } else {
+            let want_loss: Vec<f32> = all["out.loss"].to_vec1().unwrap();
+            let off = loss.to_scalar::<f32>().unwrap() - want_loss[0];
+            assert!(off.abs() < 1e-4 * want_loss[0].abs().max(1.0));
+            let scale: f32 = want.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            assert_close("gradient", got, want, f64::from(scale) * 1e-4, 0.0);
+        }
+        for (name, weight) in vit.weights() {
+            assert!(
+                grads.get(weight).is_none(),
+                "{name} is frozen but has a gradient"
+            );
+        }
     }
 }
 

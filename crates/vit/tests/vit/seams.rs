@@ -6,7 +6,8 @@ use candlewick_core::{
 };
 use candlewick_vit::Vit;
 
-use super::{assert_close, plain, timm};
+use super::near::{assert_near, precisions};
+use super::{Precision, assert_close, plain, timm_in};
 
 /// Two prompt tokens at `site`, kept or dropped, with a prefix made of a copied token.
 struct Inject {
@@ -52,17 +53,76 @@ fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 29 % 97) as f32 / 97.0 - 0.5).collect()
 }
 
-/// Finite differences of a weighted sum of CLS, at a few coordinates of the injected variable.
+/// The fixture's backbone in every precision of this machine, f32 first.
+struct Backbones {
+    exact: Vit,
+    others: Vec<Vit>,
+    images: Tensor,
+}
+
+impl Backbones {
+    fn new() -> Self {
+        let (exact, all) = timm_in(Precision::F32);
+        let others = precisions()
+            .into_iter()
+            .filter(|p| *p != Precision::F32)
+            .map(|p| timm_in(p).0);
+        Self {
+            exact,
+            others: others.collect(),
+            images: all["in.images"].clone(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Vit> {
+        std::iter::once(&self.exact).chain(&self.others)
+    }
+
+    /// f32 against finite differences; bf16, for which those are too coarse, against f32.
+    fn check(&self, what: &str, var: &Var, prompt: &dyn Prompt) {
+        check_gradient(&self.exact, &self.images, var, prompt);
+        let exact = gradient(&self.exact, &self.images, var, prompt);
+        for vit in &self.others {
+            assert_eq!(vit.precision().name(), "bf16");
+            let half = gradient(vit, &self.images, var, prompt);
+            assert_near(what, &half, &exact);
+            // Alike to the last bit, it would be f32 under another name.
+            assert!(
+                (half - &exact)
+                    .unwrap()
+                    .abs()
+                    .unwrap()
+                    .max_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    > 0.0
+            );
+        }
+    }
+}
+
+/// A weighted sum of CLS.
+fn loss(vit: &Vit, images: &Tensor, prompt: &dyn Prompt) -> Tensor {
+    let features = vit.forward(images, prompt, &Cue::default()).unwrap();
+    let cls = features.cls().unwrap();
+    let n = cls.elem_count();
+    let weights = Tensor::from_vec(values(n), cls.dims(), &Device::Cpu).unwrap();
+    (cls * weights).unwrap().sum_all().unwrap()
+}
+
+fn gradient(vit: &Vit, images: &Tensor, var: &Var, prompt: &dyn Prompt) -> Tensor {
+    let grads = loss(vit, images, prompt).backward().unwrap();
+    let precision = vit.precision().name();
+    let grad = grads.get(var);
+    let grad = grad.unwrap_or_else(|| panic!("{precision}: no gradient reached the prompt"));
+    assert_eq!(grad.dims(), var.dims());
+    grad.clone()
+}
+
+/// Finite differences at a few coordinates of the injected variable.
 fn check_gradient(vit: &Vit, images: &Tensor, var: &Var, prompt: &dyn Prompt) {
-    let loss = || -> Tensor {
-        let features = vit.forward(images, prompt, &Cue::default()).unwrap();
-        let cls = features.cls().unwrap();
-        let n = cls.elem_count();
-        let weights = Tensor::from_vec(values(n), cls.dims(), &Device::Cpu).unwrap();
-        (cls * weights).unwrap().sum_all().unwrap()
-    };
-    let grad = loss().backward().unwrap();
-    let grad = grad.get(var).expect("no gradient reached the prompt");
+    let grad = gradient(vit, images, var, prompt);
     let grad: Vec<f32> = grad.flatten_all().unwrap().to_vec1().unwrap();
     let start: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
     let scale = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
@@ -74,7 +134,7 @@ fn check_gradient(vit: &Vit, images: &Tensor, var: &Var, prompt: &dyn Prompt) {
             moved[at] += delta;
             var.set(&Tensor::from_vec(moved, shape.clone(), &Device::Cpu).unwrap())
                 .unwrap();
-            loss().to_scalar().unwrap()
+            loss(vit, images, prompt).to_scalar().unwrap()
         };
         let numeric = (value(1e-2) - value(-1e-2)) / 2e-2;
         value(0.0);
@@ -86,38 +146,52 @@ fn check_gradient(vit: &Vit, images: &Tensor, var: &Var, prompt: &dyn Prompt) {
     }
 }
 
+fn variable(shape: &[usize]) -> Var {
+    let n = shape.iter().product();
+    Var::from_tensor(&Tensor::from_vec(values(n), shape, &Device::Cpu).unwrap()).unwrap()
+}
+
 #[test]
-fn every_kind_of_injection_has_a_true_gradient() {
-    let (vit, all) = timm();
-    let images = &all["in.images"];
-    let var = |shape: &[usize]| {
-        let n = shape.iter().product();
-        Var::from_tensor(&Tensor::from_vec(values(n), shape, &Device::Cpu).unwrap()).unwrap()
-    };
-    for (site, span, position) in [
-        (Site::Embed, Span::ToTheEnd, Position::Cls),
-        (Site::Embed, Span::ThisBlock, Position::None),
-        (Site::Block(0), Span::ToTheEnd, Position::None),
-        (Site::Block(2), Span::ThisBlock, Position::None),
-    ] {
-        let tokens = var(&[1, 2, 48]);
-        let prompt = Inject {
-            site,
-            span,
-            position,
-            tokens: Some(tokens.as_tensor().clone()),
-            prefix: None,
-        };
-        check_gradient(&vit, images, &tokens, &prompt);
-        let features = vit.forward(images, &prompt, &Cue::default()).unwrap();
-        let stay = if span == Span::ToTheEnd { 2 } else { 0 };
-        assert_eq!(features.tokens.dim(1).unwrap(), 17 + stay);
-        assert_eq!(features.prompts, 1..1 + stay);
-        assert_eq!(features.aux_loss.unwrap().to_scalar::<f32>().unwrap(), 0.5);
+fn tokens_at_every_site_have_a_true_gradient() {
+    let backbones = Backbones::new();
+    let blocks = (0..4).map(Site::Block);
+    for site in std::iter::once(Site::Embed).chain(blocks) {
+        for (span, position) in [
+            (Span::ToTheEnd, Position::Cls),
+            (Span::ThisBlock, Position::None),
+        ] {
+            let position = match site {
+                Site::Embed => position,
+                Site::Block(_) => Position::None,
+            };
+            let tokens = variable(&[1, 2, 48]);
+            let prompt = Inject {
+                site,
+                span,
+                position,
+                tokens: Some(tokens.as_tensor().clone()),
+                prefix: None,
+            };
+            backbones.check(&format!("{site:?} {span:?}"), &tokens, &prompt);
+            for vit in backbones.all() {
+                let features = vit
+                    .forward(&backbones.images, &prompt, &Cue::default())
+                    .unwrap();
+                let stay = if span == Span::ToTheEnd { 2 } else { 0 };
+                assert_eq!(features.tokens.dim(1).unwrap(), 17 + stay);
+                assert_eq!(features.prompts, 1..1 + stay);
+                assert_eq!(features.aux_loss.unwrap().to_scalar::<f32>().unwrap(), 0.5);
+            }
+        }
     }
-    let keys = var(&[1, 4, 3, 12]);
+}
+
+#[test]
+fn prefixes_in_every_block_have_a_true_gradient() {
+    let backbones = Backbones::new();
+    let trained = variable(&[1, 4, 3, 12]);
     let fixed = Tensor::from_vec(values(144), (1, 4, 3, 12), &Device::Cpu).unwrap();
-    for block in [0, 3] {
+    for block in 0..4 {
         let prefix = |k: &Tensor, v: &Tensor| Inject {
             site: Site::Block(block),
             span: Span::ThisBlock,
@@ -125,8 +199,10 @@ fn every_kind_of_injection_has_a_true_gradient() {
             tokens: None,
             prefix: Some((k.clone(), v.clone())),
         };
-        check_gradient(&vit, images, &keys, &prefix(keys.as_tensor(), &fixed));
-        check_gradient(&vit, images, &keys, &prefix(&fixed, keys.as_tensor()));
+        let keys = prefix(trained.as_tensor(), &fixed);
+        backbones.check(&format!("keys of block {block}"), &trained, &keys);
+        let values = prefix(&fixed, trained.as_tensor());
+        backbones.check(&format!("values of block {block}"), &trained, &values);
     }
 }
 
@@ -148,7 +224,7 @@ impl Prompt for Tune {
 
 #[test]
 fn every_operation_can_be_tuned_and_trains() {
-    let (vit, all) = timm();
+    let backbones = Backbones::new();
     let widths = |op: Op| match op {
         Op::Qkv(_) => 144,
         Op::Fc1(_) => 192,
@@ -157,7 +233,8 @@ fn every_operation_can_be_tuned_and_trains() {
     let ops = Op::in_block(1)
         .into_iter()
         .chain([Op::PatchEmbed, Op::Norm]);
-    let untouched = plain(&vit, &all["in.images"]);
+    let images = &backbones.images;
+    let untouched = plain(&backbones.exact, images);
     for op in ops {
         let n = widths(op);
         let ones = Tensor::ones(n, candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -166,8 +243,9 @@ fn every_operation_can_be_tuned_and_trains() {
             op,
             scale: scale.as_tensor().clone(),
         };
-        let same = vit
-            .forward(&all["in.images"], &prompt, &Cue::default())
+        let same = backbones
+            .exact
+            .forward(images, &prompt, &Cue::default())
             .unwrap();
         assert_close(
             &format!("{op:?} by one"),
@@ -176,6 +254,6 @@ fn every_operation_can_be_tuned_and_trains() {
             1e-5,
             0.0,
         );
-        check_gradient(&vit, &all["in.images"], &scale, &prompt);
+        backbones.check(&format!("{op:?}"), &scale, &prompt);
     }
 }
