@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use candlewick_core::train::{Optimizer, masked_cross_entropy};
-use candlewick_core::{Backbone, Cue, Pool, Train};
+use candlewick_core::{Backbone, Cue, Outputs, Pool, Train};
 use serde_json::json;
 
 use crate::inputs::{self, Inputs, PARAM};
@@ -74,6 +74,7 @@ impl<'a> Step<'a> {
             query: Some(query),
             task: Some(0),
             train: true,
+            outputs: Outputs::Head,
         };
         let features = self.backbone.forward(&self.images, &self.prompts, &cue)?;
         let pooled = match self.kind.pool() {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{D, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::prompt::{Cue, NoPrompt, Prompt};
+use crate::prompt::{Cue, NoPrompt, Outputs, Prompt};
 use crate::task::Batch;
 
 /// The sizes of a vision transformer.
@@ -67,7 +67,7 @@ impl Spec {
 /// What comes out of a backbone.
 #[derive(Debug, Clone)]
 pub struct Features {
-    /// `(B, N, D)` after the final layer norm.
+    /// `(B, N, D)` after the final layer norm; with [`Outputs::Head`], as many of the first as are read.
     pub tokens: Tensor,
     /// Where the prompt tokens that stayed to the end are; empty without such prompts.
     pub prompts: Range<usize>,
@@ -103,7 +103,11 @@ pub trait Backbone: Send + Sync {
 
     /// The query feature `(B, D)`: CLS of the plain network after the final layer norm, detached.
     fn query(&self, images: &Tensor) -> Result<Tensor> {
-        let features = self.forward(images, &NoPrompt, &Cue::default())?;
+        let cue = Cue {
+            outputs: Outputs::Head,
+            ..Cue::default()
+        };
+        let features = self.forward(images, &NoPrompt, &cue)?;
         Ok(features.cls()?.detach())
     }
 }

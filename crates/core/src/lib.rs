@@ -25,7 +25,9 @@ pub use error::{Error, Result};
 pub use method::{Method, Progress, State};
 pub use metrics::{AccuracyMatrix, Metrics};
 pub use params::{Init, Params};
-pub use prompt::{Cue, Injection, NoPrompt, Op, Position, Prefix, Prompt, Site, Span, Tokens};
+pub use prompt::{
+    Cue, Injection, NoPrompt, Op, Outputs, Position, Prefix, Prompt, Site, Span, Tokens,
+};
 pub use prompted::{Pool, Prompted};
 pub use report::{Cost, Fingerprint, Prediction, Report, Summary};
 pub use run::{Event, Observer, Outcome, RunOptions};

@@ -96,6 +96,20 @@ pub struct Cue {
     pub task: Option<usize>,
     /// True while training.
     pub train: bool,
+    /// Which tokens will be read of what comes out.
+    pub outputs: Outputs,
+}
+
+/// Tokens that are read of a backbone's result; the others need not be computed in its last block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Outputs {
+    /// All of them.
+    #[default]
+    All,
+    /// CLS and the prompts that stayed to the end: what heads classify. Others may be missing from [`Features::tokens`].
+    ///
+    /// [`Features::tokens`]: crate::backbone::Features::tokens
+    Head,
 }
 
 /// An operation of the backbone whose output a module may change.

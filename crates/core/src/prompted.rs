@@ -8,7 +8,7 @@ use crate::backbone::{Backbone, Features, Frozen};
 use crate::error::{Error, Result};
 use crate::method::{Method, State};
 use crate::params::Params;
-use crate::prompt::{Cue, Prompt};
+use crate::prompt::{Cue, Outputs, Prompt};
 use crate::task::{Batch, TaskInfo};
 use crate::train::{Head, Optimizer, Train, masked_cross_entropy};
 
@@ -84,7 +84,12 @@ impl<P: Prompt> Prompted<P> {
             true => Some(self.frozen.query(batch)?),
             false => None,
         };
-        Ok(Cue { query, task, train })
+        Ok(Cue {
+            query,
+            task,
+            train,
+            outputs: Outputs::Head,
+        })
     }
 
     fn look(&self, batch: &Batch, cue: &Cue) -> Result<(Tensor, Option<Tensor>)> {

@@ -53,7 +53,7 @@ fn blocks(c: &mut Criterion) {
             fc2: linear(3, dim),
             scale2: None,
         };
-        let shape = Shape { batch: 16, tokens };
+        let shape = Shape::whole(16, tokens);
         let x = noise(16 * tokens * dim, 2.0);
         let grad = noise(16 * tokens * dim, 1.0);
         let wanted = Wanted {

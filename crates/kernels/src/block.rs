@@ -89,6 +89,36 @@ pub struct Shape {
     pub batch: usize,
     /// Tokens of each.
     pub tokens: usize,
+    /// Output tokens of each, counted from the first: the last block need not compute what nobody reads.
+    pub read: usize,
+}
+
+impl Shape {
+    /// All tokens are read.
+    pub fn whole(batch: usize, tokens: usize) -> Self {
+        Self {
+            batch,
+            tokens,
+            read: tokens,
+        }
+    }
+}
+
+/// The first `read` of each `tokens` rows of `dim` values.
+pub(crate) fn first_rows(x: &[f32], tokens: usize, read: usize, dim: usize, out: &mut [f32]) {
+    let images = x.chunks_exact(tokens * dim);
+    for (out, x) in out.chunks_exact_mut(read * dim).zip(images) {
+        out.copy_from_slice(&x[..read * dim]);
+    }
+}
+
+/// The reverse of [`first_rows`]: the other rows of `out` are zero.
+pub(crate) fn rows_first(x: &[f32], tokens: usize, read: usize, dim: usize, out: &mut [f32]) {
+    let images = out.chunks_exact_mut(tokens * dim);
+    for (x, out) in x.chunks_exact(read * dim).zip(images) {
+        out[..read * dim].copy_from_slice(x);
+        out[read * dim..].fill(0.0);
+    }
 }
 
 /// Extra keys and values in front of a block's own, `(B, H, P, D/H)` each.

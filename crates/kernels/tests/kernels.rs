@@ -37,7 +37,7 @@ fn case(
     prefix: usize,
 ) -> Case {
     Case {
-        shape: Shape { batch, tokens },
+        shape: Shape::whole(batch, tokens),
         dim,
         heads,
         mlp,
@@ -442,7 +442,7 @@ fn batch_and_threads_do_not_matter() {
                 assert!(grads.keys == grads_again.keys, "{precision:?}");
             }
             let alone = Case {
-                shape: Shape { batch: 1, tokens },
+                shape: Shape::whole(1, tokens),
                 ..whole
             };
             let (n, p) = (tokens * whole.dim, whole.prefix * whole.dim);
@@ -456,6 +456,49 @@ fn batch_and_threads_do_not_matter() {
             let (bare_one, _, _) = run(&owned, &one, precision, BOTH);
             let off = error(&bare_one, &wide(&bare[3 * n..4 * n]));
             assert!(off < bound / 10.0, "{precision:?}: {off:e}");
+        }
+    }
+}
+
+/// Without the outputs that nobody reads: the same values, and the gradients of a loss that does not depend on them.
+#[test]
+fn the_first_tokens_alone_are_the_same() {
+    for (full, read) in [
+        (case(3, 33, (48, 4, 96), 2), 1),
+        (case(5, 70, (48, 4, 100), 0), 40),
+        (case(9, 197, (64, 1, 128), 3), 26),
+        (case(1, 50, (36, 3, 72), 0), 2),
+    ] {
+        let (owned, input) = (Owned::new(full), Input::new(full));
+        let n = full.shape.tokens * full.dim;
+        let mut zeroed = Input::new(full);
+        for grad in zeroed.grad.chunks_mut(n) {
+            grad[read * full.dim..].fill(0.0);
+        }
+        let part = |x: &[f32]| -> Vec<f32> {
+            let images = x.chunks(n).map(|x| &x[..read * full.dim]);
+            images.flatten().copied().collect()
+        };
+        let mut short = owned.case;
+        short.shape.read = read;
+        let few = Owned::new(short);
+        let narrow = Input {
+            grad: part(&input.grad),
+            ..Input::new(full)
+        };
+        for (precision, bound) in precisions() {
+            let (_, want, all) = run(&owned, &zeroed, precision, BOTH);
+            let (bare, kept, got) = run(&few, &narrow, precision, BOTH);
+            assert!(bare == kept);
+            assert!(error(&kept, &wide(&part(&want))) < bound / 3.0);
+            for (name, got, want) in [
+                ("tokens", &got.tokens, &all.tokens),
+                ("keys", &got.keys, &all.keys),
+                ("values", &got.values, &all.values),
+            ] {
+                let off = error(got, &wide(want));
+                assert!(off < bound / 3.0, "{full:?} {precision:?} {name}: {off:e}");
+            }
         }
     }
 }

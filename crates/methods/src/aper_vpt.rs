@@ -18,8 +18,8 @@ use candle_core::Tensor;
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::train::{Optimizer, masked_cross_entropy};
 use candlewick_core::{
-    Backbone, Batch, Cue, Error, Frozen, Init, Method, Params, Progress, Result, State, Task,
-    TaskInfo, Train,
+    Backbone, Batch, Cue, Error, Frozen, Init, Method, Outputs, Params, Progress, Result, State,
+    Task, TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,7 @@ impl Branches {
         let backbone = self.frozen.backbone();
         let cue = Cue {
             train,
+            outputs: Outputs::Head,
             ..Cue::default()
         };
         let features = backbone.forward(&batch.images, &self.prompt, &cue)?;

@@ -56,11 +56,13 @@ impl Block {
         }
     }
 
-    /// `(B, N, D)` to the same: in one operation where nothing in the block is tuned or trained, else one by one.
+    /// `(B, N, D)` to the same: in one operation where nothing in the block is tuned or trained, else one by one. With `read`,
+    /// tokens behind so many may be left out of the result.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         prefix: Option<&Prefix>,
+        read: Option<usize>,
         prompt: &dyn Prompt,
         cue: &Cue,
     ) -> Result<Tensor> {
@@ -68,7 +70,7 @@ impl Block {
             .into_iter()
             .any(|op| prompt.tunes(op));
         if !tuned && self.whole.runs(x) {
-            return Ok(frozen::block(&self.whole, x, prefix)?);
+            return Ok(frozen::block(&self.whole, x, prefix, read)?);
         }
         self.forward_by_operation(x, prefix, prompt, cue)
     }

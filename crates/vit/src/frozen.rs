@@ -164,16 +164,22 @@ impl FrozenBlock {
     }
 }
 
-/// `(B, N, D)` through a whole block.
+/// `(B, N, D)` through a whole block; with `read`, only so many tokens come out, counted from the first.
 pub(crate) fn block(
     block: &Arc<FrozenBlock>,
     x: &Tensor,
     prefix: Option<&Prefix>,
+    read: Option<usize>,
 ) -> Result<Tensor> {
     let (batch, tokens, dim) = x.dims3()?;
+    let read = read.map_or(tokens, |read| read.min(tokens));
     let op = BlockOp {
         block: block.clone(),
-        shape: Shape { batch, tokens },
+        shape: Shape {
+            batch,
+            tokens,
+            read,
+        },
         length: length(prefix, batch, block.parts.heads, dim)?,
         wanted: wanted(x, prefix),
         saved: Mutex::default(),
@@ -186,7 +192,7 @@ pub(crate) fn attention(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> 
     let (batch, tokens, width) = qkv.dims3()?;
     let op = AttentionOp {
         heads,
-        shape: Shape { batch, tokens },
+        shape: Shape::whole(batch, tokens),
         length: length(prefix, batch, heads, width / 3)?,
         wanted: wanted(qkv, prefix),
     };
@@ -289,7 +295,11 @@ impl Fused for BlockOp {
     }
 
     fn output(&self, input: &[usize]) -> Vec<usize> {
-        input.to_vec()
+        let mut dims = input.to_vec();
+        if let Some(tokens) = dims.get_mut(1) {
+            *tokens = self.shape.read;
+        }
+        dims
     }
 
     fn length(&self) -> usize {

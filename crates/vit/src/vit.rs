@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::{
-    Backbone, Cue, Features, Injection, Op, Position, Prompt, Result as CoreResult, Site, Span,
-    Spec,
+    Backbone, Cue, Features, Injection, Op, Outputs, Position, Prompt, Result as CoreResult, Site,
+    Span, Spec,
 };
 
 use candlewick_kernels as kernels;
@@ -238,7 +238,9 @@ impl Backbone for Vit {
                     Span::ThisBlock => leaving += n,
                 }
             }
-            x = block.forward(&x, injected.prefix.as_ref(), prompt, cue)?;
+            let last = i + 1 == self.blocks.len();
+            let read = (last && cue.outputs == Outputs::Head).then_some(1 + staying + leaving);
+            x = block.forward(&x, injected.prefix.as_ref(), read, prompt, cue)?;
             if leaving > 0 {
                 x = drop_tokens(&x, leaving)?;
                 leaving = 0;

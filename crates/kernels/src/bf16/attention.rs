@@ -82,7 +82,8 @@ fn prefix_rows<'a>(
     out
 }
 
-/// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` of the rows `rows` of the group, all heads side by side, to `out`.
+/// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` of the rows `rows` of the group, all heads side by side, to `out`. Where not all tokens are
+/// read, rows are counted among those that are.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn forward(
     unit: &Tiles,
@@ -107,10 +108,14 @@ pub fn forward(
     }
     for image in 0..group.images {
         let first = image * group.tokens;
-        let queries = rows.start.max(first)..rows.end.min(first + group.tokens);
-        if queries.is_empty() {
+        let start = image * group.read;
+        let wanted = rows.start.max(start)..rows.end.min(start + group.read);
+        if wanted.is_empty() {
             continue;
         }
+        // From rows that are read to rows that there are.
+        let queries = wanted.start - start + first..wanted.end - start + first;
+        let to_row = wanted.start - rows.start;
         for h in 0..heads.heads {
             let at = image * heads.heads + h;
             let k0 = prefix_rows(
@@ -165,8 +170,9 @@ pub fn forward(
                     let from = panel * 32;
                     let valid = (head - from).min(32);
                     for (r, scale) in scale[..n].iter().enumerate() {
-                        let to =
-                            &mut out[(row - rows.start + r) * width + h * head + from..][..valid];
+                        let to = &mut out
+                            [(row - queries.start + to_row + r) * width + h * head + from..]
+                            [..valid];
                         let scale = lanes::all(*scale);
                         for (half, to) in to.chunks_mut(LANES).enumerate() {
                             lanes::store_bf16(
@@ -262,14 +268,20 @@ pub fn backward(
 ) {
     let head = heads.head();
     let length = group.prefix.map_or(0, |p| p.length);
-    let (n, keys) = (group.tokens, length + group.tokens);
+    let (n, keys) = (group.read, length + group.tokens);
     let (wide, tall) = (keys.next_multiple_of(32), n.next_multiple_of(32));
     // Every key that needs a gradient is below this.
     let count = if tokens { keys } else { length };
     let scale = 1.0 / (head as f32).sqrt();
     let mut c = Scratch::new();
     for image in 0..group.images {
-        let first = image * n;
+        let first = image * group.tokens;
+        if tokens && n < group.tokens {
+            // Queries that nobody read have no gradient.
+            for row in first + n..first + group.tokens {
+                grad[row * heads.stride..][..heads.dim].fill(0);
+            }
+        }
         for h in 0..heads.heads {
             let at = image * heads.heads + h;
             let k0 = prefix_rows(
@@ -294,7 +306,7 @@ pub fn backward(
                 true => &v0[j * head..(j + 1) * head],
                 false => heads.row(first + j - length, 2, h),
             };
-            let out_row = |i: usize| &out[(first + i) * width + h * head..][..head];
+            let out_row = |i: usize| &out[(image * n + i) * width + h * head..][..head];
             let kt = space.keys.get::<Tile>(tiles_of(keys, head));
             transposed(keys, head, key, kt);
             let vt = space.value_columns.get::<Tile>(tiles_of(keys, head));
@@ -323,7 +335,7 @@ pub fn backward(
                     scores,
                     wide,
                 );
-                let from = &out[(first + row) * width + h * head..];
+                let from = &out[(image * n + row) * width + h * head..];
                 strip(unit, from, width, rows, vt, slopes, wide);
                 for r in 0..STRIP {
                     let s = &mut scores[r * wide..][..wide];

@@ -5,6 +5,8 @@ use super::lanes::{self, LANES};
 use super::pack::Packed;
 use super::product::{SLACK, product};
 use super::tile::Tiles;
+use crate::block::rows_first;
+
 use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, padded};
 
 /// The transposed weights.
@@ -28,7 +30,8 @@ impl<'a> Turned<'a> {
         })
     }
 
-    /// `grad` is changed from the gradient of the output to that of the input `x`, if `tokens`.
+    /// `grad` is changed from the gradient of the output to that of the input `x`, if `tokens`. Where not all tokens were read, that
+    /// of the input goes to `out`.
     #[allow(clippy::too_many_arguments)]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn group(
@@ -36,6 +39,7 @@ impl<'a> Turned<'a> {
         unit: &Tiles,
         x: &[f32],
         grad: &mut [f32],
+        out: Option<&mut [f32]>,
         group: &Group<'_>,
         kept: &Kept,
         space: &mut Workspace,
@@ -44,15 +48,15 @@ impl<'a> Turned<'a> {
     ) {
         let block = self.block;
         let (dim, width) = (block.dim, padded(block.dim));
-        let rows = group.rows();
+        let (all_rows, rows) = (group.rows(), group.images * group.read);
         let full = padded(block.mlp);
         let none: [f32; 0] = [];
         let input = space.input.get::<u16>((rows + SLACK) * width);
-        let sum = space.grad.get::<f32>(rows * dim);
+        let sum = space.grad.get::<f32>(all_rows * dim);
 
         // The MLP.
         scaled_rows(grad, &block.scale2, input, width);
-        sum.fill(0.0);
+        sum[..rows * dim].fill(0.0);
         let before = kept.hidden.read::<u16>((rows + SLACK) * full);
         let panels = self.fc2.panels();
         for first in (0..panels).step_by(CHUNK) {
@@ -103,7 +107,7 @@ impl<'a> Turned<'a> {
 
         // Attention.
         scaled_rows(grad, &block.scale1, input, width);
-        let out = space.hidden.get::<u16>((rows + SLACK) * width);
+        let mixed = space.hidden.get::<u16>((rows + SLACK) * width);
         let all = (0..self.proj.panels(), 0..self.proj.steps);
         product(
             unit,
@@ -112,17 +116,17 @@ impl<'a> Turned<'a> {
             all.0,
             all.1,
             |piece, c| {
-                to_bf16(piece, c, &none, out, width, 0, |v| v);
+                to_bf16(piece, c, &none, mixed, width, 0, |v| v);
             },
         );
         let stride = padded(3 * dim);
         let heads = attention::Heads {
             heads: block.heads,
             dim,
-            qkv: kept.qkv.read::<u16>((rows + SLACK) * stride),
+            qkv: kept.qkv.read::<u16>((all_rows + SLACK) * stride),
             stride,
         };
-        let qkv = space.qkv_grad.get::<u16>((rows + SLACK) * stride);
+        let qkv = space.qkv_grad.get::<u16>((all_rows + SLACK) * stride);
         if stride > 3 * dim {
             for row in qkv.chunks_exact_mut(stride) {
                 row[3 * dim..].fill(0);
@@ -134,7 +138,7 @@ impl<'a> Turned<'a> {
             &heads,
             group,
             space,
-            (out, width),
+            (mixed, width),
             qkv,
             tokens,
             prefix,
@@ -142,11 +146,18 @@ impl<'a> Turned<'a> {
         if !tokens {
             return;
         }
+        let grad = match out {
+            Some(out) => {
+                rows_first(grad, group.tokens, group.read, dim, out);
+                out
+            }
+            None => grad,
+        };
         sum.fill(0.0);
         let all = (0..self.qkv.panels(), 0..self.qkv.steps);
         product(
             unit,
-            (qkv, stride, rows),
+            (qkv, stride, all_rows),
             self.qkv,
             all.0,
             all.1,
@@ -154,7 +165,7 @@ impl<'a> Turned<'a> {
                 add_to(piece, c, None, None, sum, dim);
             },
         );
-        for row in 0..rows {
+        for row in 0..all_rows {
             let range = row * dim..(row + 1) * dim;
             let x = &x[range.clone()];
             let (mean, scale) = moments(x, block.norm1.eps);

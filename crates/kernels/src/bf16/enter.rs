@@ -38,12 +38,13 @@ pub fn rest(
     }
 }
 
-/// `grad` is changed from the gradient of a group's output to that of its input `x`, if `tokens`.
+/// `grad` is changed from the gradient of a group's output to that of its input `x`, if `tokens`; see [`Turned::group`].
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     turned: &Turned<'_>,
     x: &[f32],
     grad: &mut [f32],
+    out: Option<&mut [f32]>,
     group: &Group<'_>,
     kept: &Kept,
     space: &mut Workspace,
@@ -52,7 +53,7 @@ pub fn backward(
 ) {
     if let Some(unit) = Tiles::new() {
         // SAFETY: see above.
-        unsafe { turned.group(&unit, x, grad, group, kept, space, tokens, prefix) }
+        unsafe { turned.group(&unit, x, grad, out, group, kept, space, tokens, prefix) }
     }
 }
 

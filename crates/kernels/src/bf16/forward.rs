@@ -5,11 +5,15 @@ use std::ops::Range;
 use super::lanes::{self, LANES, Lanes};
 use super::product::{Piece, SLACK, product};
 use super::tile::{Scratch, Tiles};
+use crate::block::first_rows;
+
 use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, enter, padded};
 
-/// All of a group; `x` is changed from the block's input to its output.
+/// All of a group; `x` is changed from the block's input to its output. Where not all tokens are read, the input is `whole` and `x` only
+/// receives the output.
 pub fn group(
     block: &PackedBlock,
+    whole: Option<&[f32]>,
     x: &mut [f32],
     group: &Group<'_>,
     space: &mut Workspace,
@@ -22,14 +26,21 @@ pub fn group(
         Some(kept) => &mut kept.qkv,
         None => &mut own,
     };
-    enter::queries(block, x, space, buffer.get(size));
+    match whole {
+        Some(whole) => {
+            enter::queries(block, whole, space, buffer.get(size));
+            first_rows(whole, group.tokens, group.read, block.dim, x);
+        }
+        None => enter::queries(block, x, space, buffer.get(size)),
+    }
+    let read = 0..x.len() / block.dim;
     let mut qkv = std::mem::take(buffer);
     enter::rest(
         block,
         x,
         qkv.get(size),
         group,
-        0..rows,
+        read,
         space,
         kept.as_deref_mut(),
     );

@@ -128,6 +128,7 @@ thread_local! {
 struct Group<'a> {
     images: usize,
     tokens: usize,
+    read: usize,
     prefix: Option<Prefix<'a>>,
 }
 
@@ -207,7 +208,8 @@ impl PackedBlock {
         prefix: Option<Prefix<'_>>,
         keep: bool,
     ) -> (Vec<f32>, Option<Saved>) {
-        if shape.batch == 1 && !keep {
+        let whole = shape.read == shape.tokens;
+        if shape.batch == 1 && whole && !keep {
             return (self.forward_one(x, shape.tokens, prefix), None);
         }
         let images = self.group(shape);
@@ -217,18 +219,38 @@ impl PackedBlock {
             .map(|_| keep.then(|| self.kept.take()))
             .collect();
         let state = saved.iter_mut().collect();
-        let out = changed(x, chunk, state, |i, x, kept: &mut Option<Pooled<Kept>>| {
-            let group = self.at(i * images, x.len(), shape.tokens, prefix);
-            let kept = kept.as_mut().map(|k| &mut k.item);
-            WORKSPACE.with_borrow_mut(|space| forward::group(self, x, &group, space, kept));
-        });
+        let out = if whole {
+            changed(x, chunk, state, |i, x, kept: &mut Option<Pooled<Kept>>| {
+                let group = self.at(i * images, x.len(), shape, prefix);
+                let kept = kept.as_mut().map(|k| &mut k.item);
+                WORKSPACE.with_borrow_mut(|space| {
+                    forward::group(self, None, x, &group, space, kept);
+                });
+            })
+        } else {
+            let mut out = vec![0f32; shape.batch * shape.read * self.dim];
+            out.par_chunks_mut(images * shape.read * self.dim)
+                .zip(x.par_chunks(chunk))
+                .zip(state)
+                .enumerate()
+                .for_each(
+                    |(i, ((out, x), kept)): (_, (_, &mut Option<Pooled<Kept>>))| {
+                        let group = self.at(i * images, x.len(), shape, prefix);
+                        let kept = kept.as_mut().map(|k| &mut k.item);
+                        WORKSPACE.with_borrow_mut(|space| {
+                            forward::group(self, Some(x), out, &group, space, kept);
+                        });
+                    },
+                );
+            out
+        };
         let groups: Option<_> = saved.into_iter().collect();
         (out, groups.map(|groups| Saved { images, groups }))
     }
 
     /// One image, its rows shared over the threads.
     fn forward_one(&self, x: &[f32], tokens: usize, prefix: Option<Prefix<'_>>) -> Vec<f32> {
-        let group = self.at(0, x.len(), tokens, prefix);
+        let group = self.at(0, x.len(), Shape::whole(1, tokens), prefix);
         let threads = rayon::current_num_threads();
         let rows = tokens.div_ceil(threads).next_multiple_of(tile::ROWS);
         let width = padded(3 * self.dim);
@@ -254,13 +276,14 @@ impl PackedBlock {
         &self,
         first: usize,
         values: usize,
-        tokens: usize,
+        shape: Shape,
         prefix: Option<Prefix<'a>>,
     ) -> Group<'a> {
-        let images = values / (tokens * self.dim);
+        let images = values / (shape.tokens * self.dim);
         Group {
             images,
-            tokens,
+            tokens: shape.tokens,
+            read: shape.read,
             prefix: prefix.map(|p| p.images(first, images, p.length * self.dim)),
         }
     }
@@ -281,28 +304,46 @@ impl PackedBlock {
         let mut keys = vec![0f32; prefix.map_or(0, |p| p.keys.len())];
         let mut values = keys.clone();
         let per = images * prefix.map_or(0, |p| p.length * self.dim);
-        let parts = chunks(&mut keys, per, groups.len())
+        let parts: Vec<_> = chunks(&mut keys, per, groups.len())
             .into_iter()
             .zip(chunks(&mut values, per, groups.len()))
             .zip(groups)
             .collect();
-        let tokens = changed(grad, chunk, parts, |i, grad, ((keys, values), kept)| {
-            let x = &x[i * chunk..i * chunk + grad.len()];
-            let group = self.at(i * images, x.len(), shape.tokens, prefix);
-            WORKSPACE.with_borrow_mut(|space| {
-                let prefix = wanted.prefix.then_some((keys, values));
-                enter::backward(
-                    &turned,
-                    x,
-                    grad,
-                    &group,
-                    &kept.item,
-                    space,
-                    wanted.tokens,
-                    prefix,
-                );
-            });
-        });
+        let one =
+            |i: usize,
+             grad: &mut [f32],
+             out: Option<&mut [f32]>,
+             ((keys, values), kept): (attention::PrefixGrad<'_>, &Pooled<Kept>)| {
+                let x = &x[i * chunk..x.len().min((i + 1) * chunk)];
+                let group = self.at(i * images, x.len(), shape, prefix);
+                WORKSPACE.with_borrow_mut(|space| {
+                    let prefix = wanted.prefix.then_some((keys, values));
+                    let kept = &kept.item;
+                    enter::backward(
+                        &turned,
+                        x,
+                        grad,
+                        out,
+                        &group,
+                        kept,
+                        space,
+                        wanted.tokens,
+                        prefix,
+                    );
+                });
+            };
+        let tokens = if shape.read == shape.tokens {
+            changed(grad, chunk, parts, |i, grad, part| one(i, grad, None, part))
+        } else {
+            let mut grad = grad.to_vec();
+            let mut out = vec![0f32; x.len()];
+            grad.par_chunks_mut(images * shape.read * self.dim)
+                .zip(out.par_chunks_mut(chunk))
+                .zip(parts)
+                .enumerate()
+                .for_each(|(i, ((grad, out), part))| one(i, grad, Some(out), part));
+            out
+        };
         Ok(Gradients {
             tokens: if wanted.tokens { tokens } else { vec![] },
             keys,

@@ -122,8 +122,15 @@ impl<'a> Image<'a> {
         mut prefix: Option<(&mut [f32], &mut [f32])>,
         space: &mut [Buffer; 2],
     ) {
-        let (n, d, length) = (self.tokens, self.head(), self.length());
-        let (wide, width) = (length + n, 3 * self.dim);
+        // As many queries as outputs were read.
+        let (n, d, length) = (out.len() / self.dim, self.head(), self.length());
+        let (wide, width) = (length + self.tokens, 3 * self.dim);
+        if tokens && n < self.tokens {
+            // Queries that nobody read have no gradient.
+            for row in grad[n * width..].chunks_exact_mut(width) {
+                row[..self.dim].fill(0.0);
+            }
+        }
         let [weights, slopes] = space;
         let weights = weights.get::<f32>(n * wide);
         let slopes = slopes.get::<f32>(n * wide);
@@ -139,7 +146,7 @@ impl<'a> Image<'a> {
                 self.mix(slopes, n, qkv, 1, head, (&mut grad[at(0)..], width));
                 let turned = Matrix::rows(&slopes[length..], wide).t();
                 product(
-                    (n, n, d),
+                    (self.tokens, n, d),
                     turned,
                     queries,
                     &mut grad[at(1)..],
@@ -148,7 +155,15 @@ impl<'a> Image<'a> {
                     1,
                 );
                 let turned = Matrix::rows(&weights[length..], wide).t();
-                product((n, n, d), turned, out, &mut grad[at(2)..], width, false, 1);
+                product(
+                    (self.tokens, n, d),
+                    turned,
+                    out,
+                    &mut grad[at(2)..],
+                    width,
+                    false,
+                    1,
+                );
             }
             if let Some((keys, values)) = &mut prefix {
                 let range = head * length * d..(head + 1) * length * d;

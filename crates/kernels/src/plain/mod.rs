@@ -11,14 +11,16 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use crate::block::{BlockWeights, Gradients, Linear, Prefix, Shape, Wanted};
+use crate::block::{
+    BlockWeights, Gradients, Linear, Prefix, Shape, Wanted, first_rows, rows_first,
+};
 use crate::buffer::{Buffer, Pool, Pooled, changed};
 use crate::rows;
 use attention::Image;
 use product::{Matrix, product};
 
 /// Rows of a group: enough that packing the weights for each is little work.
-const GROUP_ROWS: usize = 800;
+const GROUP_ROWS: usize = 1600;
 
 /// Queries that a thread takes at a time.
 const QUERIES: usize = 128;
@@ -95,6 +97,14 @@ impl Plan {
         }
         out
     }
+
+    /// `f` on every piece of work.
+    fn each<T: Send>(&self, work: Vec<T>, f: impl Fn(T) + Sync + Send) {
+        match self.threads {
+            1 => work.into_par_iter().for_each(f),
+            _ => work.into_iter().for_each(f),
+        }
+    }
 }
 
 /// Tokens `(B, N, D)` to the same. With `keep`, also what [`backward`] needs.
@@ -113,16 +123,26 @@ pub fn forward(
     let state = saved.iter_mut().collect();
     let dim = weights.dim();
     let chunk = plan.images * shape.tokens * dim;
-    let out = plan.run(x, chunk, state, |i, x, kept: &mut Option<Pooled<Kept>>| {
-        let group = Group::new(weights, plan, i, x.len(), shape.tokens, prefix);
+    let one = |i: usize, whole: Option<&[f32]>, x: &mut [f32], kept: &mut Option<Pooled<Kept>>| {
+        let values = whole.map_or(x.len(), <[f32]>::len);
+        let group = Group::new(weights, plan, i, values, shape, prefix);
         // Taken out while it is used: with threads inside the products, this thread may be lent to another group.
         let mut space = WORKSPACE.take();
         let mut own = std::mem::take(&mut space.kept);
         let kept = kept.as_mut().map_or(&mut own, |k| &mut k.item);
-        group.forward(x, kept, &mut space);
+        group.forward(whole, x, kept, &mut space);
         space.kept = own;
         WORKSPACE.set(space);
-    });
+    };
+    let out = if shape.read == shape.tokens {
+        plan.run(x, chunk, state, |i, x, kept| one(i, None, x, kept))
+    } else {
+        let mut out = vec![0f32; shape.batch * shape.read * dim];
+        let parts = out.chunks_mut(plan.images * shape.read * dim);
+        let work = parts.zip(x.chunks(chunk)).zip(state).enumerate().collect();
+        plan.each(work, |(i, ((out, x), kept))| one(i, Some(x), out, kept));
+        out
+    };
     (out, saved.into_iter().collect::<Option<_>>().map(Saved))
 }
 
@@ -143,19 +163,38 @@ pub fn backward(
     let mut keys = vec![0f32; prefix.map_or(0, |p| p.keys.len())];
     let mut values = keys.clone();
     let per = plan.images * prefix.map_or(0, |p| p.length * dim);
-    let parts = crate::block::chunks(&mut keys, per, plan.groups)
+    let parts: Vec<_> = crate::block::chunks(&mut keys, per, plan.groups)
         .into_iter()
         .zip(crate::block::chunks(&mut values, per, plan.groups))
         .zip(&saved.0)
         .collect();
-    let tokens = plan.run(grad, chunk, parts, |i, grad, ((keys, values), kept)| {
-        let group = Group::new(weights, plan, i, grad.len(), shape.tokens, prefix);
-        let x = &x[i * chunk..i * chunk + grad.len()];
+    let one = |i: usize,
+               grad: &mut [f32],
+               out: Option<&mut [f32]>,
+               ((keys, values), kept): (PrefixGrad<'_>, &Pooled<Kept>)| {
+        let x = &x[i * chunk..x.len().min((i + 1) * chunk)];
+        let group = Group::new(weights, plan, i, x.len(), shape, prefix);
         let mut space = WORKSPACE.take();
         let prefix = wanted.prefix.then_some((keys, values));
-        group.backward(x, grad, &kept.item, &mut space, wanted.tokens, prefix);
+        group.backward(x, grad, out, &kept.item, &mut space, wanted.tokens, prefix);
         WORKSPACE.set(space);
-    });
+    };
+    let tokens = if shape.read == shape.tokens {
+        plan.run(grad, chunk, parts, |i, grad, part| one(i, grad, None, part))
+    } else {
+        let mut grad = grad.to_vec();
+        let mut out = vec![0f32; x.len()];
+        let grads = grad.chunks_mut(plan.images * shape.read * dim);
+        let work = grads
+            .zip(out.chunks_mut(chunk))
+            .zip(parts)
+            .enumerate()
+            .collect();
+        plan.each(work, |(i, ((grad, out), part))| {
+            one(i, grad, Some(out), part)
+        });
+        out
+    };
     Gradients {
         tokens: if wanted.tokens { tokens } else { vec![] },
         keys,
@@ -171,6 +210,7 @@ struct Group<'a> {
     weights: &'a BlockWeights<'a>,
     images: usize,
     tokens: usize,
+    read: usize,
     threads: usize,
     prefix: Option<Prefix<'a>>,
 }
@@ -181,14 +221,15 @@ impl<'a> Group<'a> {
         plan: Plan,
         i: usize,
         values: usize,
-        tokens: usize,
+        shape: Shape,
         prefix: Option<Prefix<'a>>,
     ) -> Self {
-        let images = values / (tokens * weights.dim());
+        let images = values / (shape.tokens * weights.dim());
         Self {
             weights,
             images,
-            tokens,
+            tokens: shape.tokens,
+            read: shape.read,
             threads: plan.threads,
             prefix: prefix.map(|p| p.images(i * plan.images, images, p.length * weights.dim())),
         }
@@ -233,13 +274,21 @@ impl<'a> Group<'a> {
             .for_each(|(i, out)| f(i * rows, out));
     }
 
-    fn forward(&self, x: &mut [f32], kept: &mut Kept, space: &mut Workspace) {
+    /// `x` is changed from the block's input to its output. Where not all tokens are read, the input is `whole` and `x` only receives
+    /// the output.
+    fn forward(
+        &self,
+        whole: Option<&[f32]>,
+        x: &mut [f32],
+        kept: &mut Kept,
+        space: &mut Workspace,
+    ) {
         let w = self.weights;
         let (dim, mlp) = (w.dim(), w.mlp());
         let n = self.images * self.tokens;
         let input = space.input.get::<f32>(n * dim);
         let output = space.output.get::<f32>(n * dim);
-        let from = &*x;
+        let from = whole.unwrap_or(x);
         self.rows(input, dim, |row, out| {
             let x = &from[row * dim..][..out.len()];
             rows::norm(x, w.norm1.weight, w.norm1.bias, w.norm1.eps, out);
@@ -247,6 +296,12 @@ impl<'a> Group<'a> {
         let qkv = kept.qkv.get::<f32>(n * 3 * dim);
         self.linear(input, &w.qkv, qkv);
         self.rows(qkv, 3 * dim, |_, out| rows::add_bias(out, w.qkv.bias));
+        if let Some(whole) = whole {
+            first_rows(whole, self.tokens, self.read, dim, x);
+        }
+        // From here on rows are those that are read.
+        let n = self.images * self.read;
+        let (input, output) = (&mut input[..n * dim], &mut output[..n * dim]);
         self.attend(qkv, input);
         self.linear(input, &w.proj, output);
         let branch = &*output;
@@ -282,7 +337,7 @@ impl<'a> Group<'a> {
             let qkv = &qkv[i * self.tokens * 3 * dim..][..self.tokens * 3 * dim];
             SCORES.with_borrow_mut(|[scores, _]| self.image(i).forward(qkv, first, out, scores));
         };
-        let images = out.chunks_mut(self.tokens * dim).enumerate();
+        let images = out.chunks_mut(self.read * dim).enumerate();
         for (i, out) in images {
             // The same pieces either way, so that products are of the same sizes and round alike.
             if self.threads == 1 {
@@ -295,11 +350,14 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// `grad` is changed from the gradient of the output to that of the input `x`, if `tokens`.
+    /// `grad` is changed from the gradient of the output to that of the input `x`, if `tokens`. Where not all tokens were read, that
+    /// of the input goes to `out`.
+    #[allow(clippy::too_many_arguments)]
     fn backward(
         &self,
         x: &[f32],
         grad: &mut [f32],
+        out: Option<&mut [f32]>,
         kept: &Kept,
         space: &mut Workspace,
         tokens: bool,
@@ -307,8 +365,9 @@ impl<'a> Group<'a> {
     ) {
         let w = self.weights;
         let (dim, mlp) = (w.dim(), w.mlp());
-        let n = self.images * self.tokens;
-        let input = space.input.get::<f32>(n * dim);
+        let (all, n) = (self.images * self.tokens, self.images * self.read);
+        let whole_input = space.input.get::<f32>(all * dim);
+        let input = &mut whole_input[..n * dim];
         let output = space.output.get::<f32>(n * dim);
         let hidden = space.hidden.get::<f32>(n * mlp);
         let middle = kept.middle.read::<f32>(n * dim);
@@ -328,14 +387,21 @@ impl<'a> Group<'a> {
 
         rows::scaled(grad, w.scale1, output);
         self.linear_grad(output, &w.proj, input);
-        let qkv = kept.qkv.read::<f32>(n * 3 * dim);
-        let qkv_grad = space.qkv_grad.get::<f32>(n * 3 * dim);
+        let qkv = kept.qkv.read::<f32>(all * 3 * dim);
+        let qkv_grad = space.qkv_grad.get::<f32>(all * 3 * dim);
         self.attend_grad(qkv, input, qkv_grad, tokens, prefix);
         if !tokens {
             return;
         }
-        self.linear_grad(qkv_grad, &w.qkv, input);
-        let from = &*input;
+        let grad = match out {
+            Some(out) => {
+                rows_first(grad, self.tokens, self.read, dim, out);
+                out
+            }
+            None => grad,
+        };
+        self.linear_grad(qkv_grad, &w.qkv, whole_input);
+        let from = &*whole_input;
         self.rows(grad, dim, |row, grad| {
             let range = row * dim..row * dim + grad.len();
             let (x, from) = (&x[range.clone()], &from[range]);
@@ -361,7 +427,7 @@ impl<'a> Group<'a> {
         let work: Vec<_> = grad.chunks_mut(3 * size).zip(parts).enumerate().collect();
         let one = |(i, (grad, (keys, values))): (usize, (&mut [f32], PrefixGrad<'_>))| {
             let qkv = &qkv[i * 3 * size..][..3 * size];
-            let out = &out[i * size..][..size];
+            let out = &out[i * self.read * dim..][..self.read * dim];
             let prefix = (!keys.is_empty()).then_some((keys, values));
             SCORES.with_borrow_mut(|space| {
                 self.image(i)
