@@ -273,6 +273,8 @@ def main():
                 print(f"{model}/{case}/{batch} ...", file=sys.stderr)
                 try:
                     done.append(Case(model, case, batch, weights, folder, vit, options).run())
+                    if options.write:  # hours of work are not to be lost with the last minute
+                        options.write.write_text(report.text(done, options, about, TOLERANCE) + "\n")
                 except Failed as e:  # the other cases may still be worth their time
                     broken.append(f"{model}/{case}/{batch}: {e}")
                     print(broken[-1], file=sys.stderr)
