@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candlewick_core::{Backbone, Cue, Injection, Prompt, Site, Stream, Tokens, View};
 use candlewick_core::{Position, Span};
 use candlewick_data::{Folder, Preprocess};
@@ -86,18 +86,22 @@ fn load(model: &str, crop: usize) -> Result<([Vit; 2], Preprocess)> {
 }
 
 fn compare_features([full, half]: &[Vit; 2], stream: &Stream) -> Result<()> {
-    let mut cosines: Vec<f32> = Vec::new();
+    // In f64: what is looked for is in the last digits of f32.
+    let mut cosines: Vec<f64> = Vec::new();
+    let query = |vit: &Vit, images: &Tensor| -> Result<Tensor> {
+        Ok(vit.query(images)?.to_dtype(DType::F64)?)
+    };
     for task in &stream.tasks {
         for batch in task.test.batches(View::Plain, 32) {
             let images = batch?.images;
-            let [a, b] = [full.query(&images)?, half.query(&images)?];
+            let (a, b) = (query(full, &images)?, query(half, &images)?);
             let dot = |x: &Tensor, y: &Tensor| (x * y)?.sum(1);
             let cos = (dot(&a, &b)? / (dot(&a, &a)? * dot(&b, &b)?)?.sqrt()?)?;
-            cosines.extend(cos.to_vec1::<f32>()?);
+            cosines.extend(cos.to_vec1::<f64>()?);
         }
     }
-    let min = cosines.iter().copied().fold(1.0, f32::min);
-    let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
+    let min = cosines.iter().copied().fold(1.0, f64::min);
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
     let n = cosines.len();
     println!("cosine of f32 and bf16 features over {n} test images: min {min:.6}, mean {mean:.6}");
     Ok(())
