@@ -113,6 +113,8 @@ def torch_variants(case, options):
     for name, (_, compiles) in VARIANTS.items():
         if compiles and not options.compiles:
             continue
+        if not any(fnmatch.fnmatch(name, p) for p in options.variants):
+            continue
         # Freezing is for inference; a quick run leaves out the slowest to compile.
         if compiles == "freeze" and (case != "forward" or options.quick):
             continue
@@ -241,10 +243,12 @@ def arguments():
     parser.add_argument("--precision", nargs="*", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--weights", nargs="*", default=[], metavar="MODEL=FILE", help="timm weights, not drawn ones")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; the tables say so")
+    parser.add_argument("--variants", nargs="*", default=["*"], help="patterns of PyTorch variants; f32 is always one")
     parser.add_argument("--server", type=Path, default=ROOT / "target/release/candlewick-bench")
     parser.add_argument("--write", type=Path, help="write the report here too")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
+    options.variants.append("f32")
     options.weights = dict(x.split("=", 1) for x in options.weights)
     if not options.server.exists():
         parser.error(f"{options.server} is missing: cargo build --release -p candlewick-bench")
