@@ -259,6 +259,8 @@ def main():
     options = arguments()
     torch.set_num_threads(options.threads)
     options.compiles, about = (False, "torch.compile was left out.") if options.no_compile else can_compile(options)
+    if options.variants != ["*", "f32"]:
+        about += f" Only these variants of PyTorch took part: {', '.join(options.variants)}."
     names = ["vit-micro"] if options.quick else list(fixtures.models())
     forwards = [("forward", b) for b in ([16] if options.quick else [1, 16, 64])]
     done, broken = [], []

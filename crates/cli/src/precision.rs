@@ -57,7 +57,7 @@ mod tests {
             "precision: ",
             "bf16",
             "AMX",
-            "found neither or a GPU",
+            "found a GPU as the device",
             "set \"f32\"",
         ] {
             assert!(text.contains(part), "no {part:?} in: {text}");

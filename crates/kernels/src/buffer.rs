@@ -1,5 +1,5 @@
-//! Memory that is aligned to cache lines and used again: in a steady state no operation asks the system for any but its
-//! result's.
+//! Memory that is aligned to cache lines and used again: in a steady state a whole block asks the system for its results
+//! alone.
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -78,6 +78,8 @@ pub(crate) fn changed<T: Send>(
     state: Vec<T>,
     f: impl Fn(usize, &mut [f32], T) + Sync + Send,
 ) -> Vec<f32> {
+    // One state a chunk: a chunk without one would be skipped below and never written.
+    assert!(chunk > 0 && state.len() == from.len().div_ceil(chunk));
     let mut out = Vec::with_capacity(from.len());
     let spare: &mut [MaybeUninit<f32>] = &mut out.spare_capacity_mut()[..from.len()];
     spare
@@ -93,7 +95,7 @@ pub(crate) fn changed<T: Send>(
             let to = unsafe { &mut *(std::ptr::from_mut(to) as *mut [f32]) };
             f(i, to, state);
         });
-    // SAFETY: the chunks cover all of the values, and each was written.
+    // SAFETY: the chunks cover all of the values, and each was written, since there was a state for each.
     unsafe { out.set_len(from.len()) };
     out
 }

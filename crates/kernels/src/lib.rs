@@ -10,7 +10,7 @@
 //! processors with AMX, where products are of bf16 values and everything else (sums, residual stream, layer norm,
 //! softmax) stays f32. Weights are never differentiated. Slices in, slices out: this crate knows no tensors.
 //!
-//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `plain::product` and `buffer`.
+//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `bf16::enter`, `plain::product` and `buffer`.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod bf16;

@@ -54,7 +54,13 @@ impl Precision {
             Self::Bf16 if device.is_cpu() && bf16.available() => Ok(bf16),
             Self::Bf16 => Err(Error::Option {
                 key: "precision",
-                problem: "bf16 needs the CPU to have AMX and Linux 5.16 or later, found neither or a GPU; set \"f32\" or \"auto\"".into(),
+                problem: format!(
+                    "bf16 needs a CPU with AMX under Linux 5.16 or later, found {}; set \"f32\" or \"auto\"",
+                    match device.is_cpu() {
+                        true => "a CPU or a system without it",
+                        false => "a GPU as the device",
+                    }
+                ),
             }),
         }
     }

@@ -254,8 +254,8 @@ impl PackedBlock {
         let threads = rayon::current_num_threads();
         let rows = tokens.div_ceil(threads).next_multiple_of(tile::ROWS);
         let width = padded(3 * self.dim);
-        let mut qkv = Buffer::default();
-        let qkv = qkv.get::<u16>((tokens + product::SLACK) * width);
+        let mut kept = self.kept.take();
+        let qkv = kept.item.qkv.get::<u16>((tokens + product::SLACK) * width);
         qkv[..tokens * width]
             .par_chunks_mut(rows * width)
             .zip(x.par_chunks(rows * self.dim))
