@@ -6,11 +6,12 @@
 //! x = x + γ₂ (W₂ GELU(W₁ LN₂ x + b₁) + b₂)
 //! ```
 //!
-//! Two ways of computing it, chosen at run time: [`plain`] in f32 through the `gemm` crate on any processor, and `bf16` on
+//! Two ways of computing it, chosen at run time: [`plain`] in f32 on any processor (products of our own with AVX-512, else by the
+//! `gemm` crate), and `bf16` on
 //! processors with AMX, where products are of bf16 values and everything else (sums, residual stream, layer norm,
 //! softmax) stays f32. Weights are never differentiated. Slices in, slices out: this crate knows no tensors.
 //!
-//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `bf16::enter`, `plain::product` and `buffer`.
+//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `bf16::enter`, `plain::product`, `plain::wide` and `buffer`.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod bf16;

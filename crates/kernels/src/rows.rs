@@ -178,13 +178,6 @@ vectorised! {
         }
     }
 
-    /// Adds `bias` to every row.
-    pub fn add_bias<'a>(x: &'a mut [f32], bias: &'a [f32]) {
-        for row in x.chunks_exact_mut(bias.len().max(1)) {
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-        }
-    }
-
     /// `x + γ (y + b)`, row by row; γ is 1 where there is none.
     pub(crate) fn add_branch<'a>(x: &'a mut [f32], y: &'a [f32], bias: &'a [f32], scale: Option<&'a [f32]>) {
         let n = bias.len().max(1);

@@ -11,8 +11,7 @@ use candle_core::{
     Tensor, bail,
 };
 use candlewick_kernels::bf16::PackedLinear;
-use candlewick_kernels::{Precision, rows};
-use rayon::prelude::*;
+use candlewick_kernels::{Precision, plain};
 
 use crate::ops;
 
@@ -177,24 +176,40 @@ impl CustomOp3 for FrozenLinear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (mut y, shape) = product(x, lx, w, lw)?;
-        let bias = ops::slice(b, lb)?;
-        if let CpuStorage::F32(y) = &mut y {
-            y.par_chunks_mut(64 * bias.len().max(1))
-                .for_each(|y| rows::add_bias(y, bias));
+        let (m, k) = lx.shape().dims2()?;
+        let (n, k_w) = lw.shape().dims2()?;
+        if k != k_w {
+            bail!("a linear layer for {k_w} features was given {k}");
         }
-        Ok((y, shape))
+        let layer = candlewick_kernels::Linear {
+            weight: ops::slice(w, lw)?,
+            bias: ops::slice(b, lb)?,
+        };
+        let y = plain::linear(ops::slice(x, lx)?, &layer);
+        Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 
     fn bwd(
         &self,
         _x: &Tensor,
         w: &Tensor,
-        _b: &Tensor,
+        b: &Tensor,
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.contiguous()?.matmul(w)?), None, None))
+        let grad = grad.contiguous()?;
+        let (m, _) = grad.dims2()?;
+        let (weight, bias, grad) = (values(w), values(b), values(&grad));
+        let layer = candlewick_kernels::Linear {
+            weight: weight.get()?,
+            bias: bias.get()?,
+        };
+        let slope = plain::linear_grad(grad.get()?, &layer);
+        Ok((
+            Some(Tensor::from_vec(slope, (m, w.dim(1)?), w.device())?),
+            None,
+            None,
+        ))
     }
 }
 

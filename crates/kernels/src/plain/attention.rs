@@ -1,6 +1,6 @@
 //! Multi-head attention of one image in f32.
 
-use super::product::{Matrix, product};
+use super::product::{Matrix, Start, product};
 use crate::block::Prefix;
 use crate::buffer::Buffer;
 use crate::rows;
@@ -45,7 +45,7 @@ impl<'a> Image<'a> {
         let (d, length) = (self.head(), self.length());
         let wide = length + self.tokens;
         if let Some(rows) = self.prefix_rows(part, head) {
-            product((n, d, length), a, rows.t(), out, wide, false, 1);
+            product((n, d, length), a, rows.t(), out, wide, Start::Zero, 1);
         }
         let own = self.part(qkv, part, head).t();
         product(
@@ -54,7 +54,7 @@ impl<'a> Image<'a> {
             own,
             &mut out[length..],
             wide,
-            false,
+            Start::Zero,
             1,
         );
     }
@@ -73,7 +73,15 @@ impl<'a> Image<'a> {
         let wide = length + self.tokens;
         let own = self.part(qkv, part, head);
         let weights = Matrix::rows(&a[length..], wide);
-        product((n, self.tokens, d), weights, own, out, width, false, 1);
+        product(
+            (n, self.tokens, d),
+            weights,
+            own,
+            out,
+            width,
+            Start::Zero,
+            1,
+        );
         if let Some(rows) = self.prefix_rows(part, head) {
             product(
                 (n, length, d),
@@ -81,7 +89,7 @@ impl<'a> Image<'a> {
                 rows,
                 out,
                 width,
-                true,
+                Start::Sum,
                 1,
             );
         }
@@ -151,7 +159,7 @@ impl<'a> Image<'a> {
                     queries,
                     &mut grad[at(1)..],
                     width,
-                    false,
+                    Start::Zero,
                     1,
                 );
                 let turned = Matrix::rows(&weights[length..], wide).t();
@@ -161,7 +169,7 @@ impl<'a> Image<'a> {
                     out,
                     &mut grad[at(2)..],
                     width,
-                    false,
+                    Start::Zero,
                     1,
                 );
             }
@@ -174,11 +182,19 @@ impl<'a> Image<'a> {
                     queries,
                     &mut keys[range.clone()],
                     d,
-                    false,
+                    Start::Zero,
                     1,
                 );
                 let turned = Matrix::rows(weights, wide).t();
-                product((length, n, d), turned, out, &mut values[range], d, false, 1);
+                product(
+                    (length, n, d),
+                    turned,
+                    out,
+                    &mut values[range],
+                    d,
+                    Start::Zero,
+                    1,
+                );
             }
         }
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::attention::Image;
-use super::product::{Matrix, product};
+use super::product::{Matrix, Start, product};
 use super::{Kept, Plan, SCORES, Workspace};
 use crate::block::{BlockWeights, Linear, Prefix, Shape, chunks, first_rows, rows_first};
 use crate::rows;
@@ -54,13 +54,13 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// `x Wᵀ` without the bias.
-    fn linear(&self, x: &[f32], layer: &Linear<'_>, out: &mut [f32]) {
+    /// `x Wᵀ`, and `+ b` if `start` says so.
+    fn linear(&self, x: &[f32], layer: &Linear<'_>, start: Start<'_>, out: &mut [f32]) {
         let n = layer.bias.len();
         let k = layer.weight.len() / n;
         let w = Matrix::rows(layer.weight, k).t();
         let sizes = (x.len() / k, k, n);
-        product(sizes, Matrix::rows(x, k), w, out, n, false, self.threads);
+        product(sizes, Matrix::rows(x, k), w, out, n, start, self.threads);
     }
 
     /// `g W`.
@@ -69,7 +69,8 @@ impl<'a> Group<'a> {
         let k = layer.weight.len() / n;
         let w = Matrix::rows(layer.weight, k);
         let sizes = (grad.len() / n, n, k);
-        product(sizes, Matrix::rows(grad, n), w, out, k, false, self.threads);
+        let start = Start::Zero;
+        product(sizes, Matrix::rows(grad, n), w, out, k, start, self.threads);
     }
 
     /// `f` on pieces of rows, shared over the group's threads.
@@ -103,8 +104,7 @@ impl<'a> Group<'a> {
             rows::norm(x, w.norm1.weight, w.norm1.bias, w.norm1.eps, out);
         });
         let qkv = kept.qkv.get::<f32>(n * 3 * dim);
-        self.linear(input, &w.qkv, qkv);
-        self.rows(qkv, 3 * dim, |_, out| rows::add_bias(out, w.qkv.bias));
+        self.linear(input, &w.qkv, Start::Bias(w.qkv.bias), qkv);
         if let Some(whole) = whole {
             first_rows(whole, self.tokens, self.read, dim, x);
         }
@@ -112,7 +112,7 @@ impl<'a> Group<'a> {
         let n = self.images * self.read;
         let (input, output) = (&mut input[..n * dim], &mut output[..n * dim]);
         self.attend(qkv, input);
-        self.linear(input, &w.proj, output);
+        self.linear(input, &w.proj, Start::Zero, output);
         let branch = &*output;
         self.rows(x, dim, |row, x| {
             rows::add_branch(x, &branch[row * dim..][..x.len()], w.proj.bias, w.scale1);
@@ -126,14 +126,13 @@ impl<'a> Group<'a> {
             rows::norm(x, w.norm2.weight, w.norm2.bias, w.norm2.eps, out);
         });
         let before = kept.hidden.get::<f32>(n * mlp);
-        self.linear(input, &w.fc1, before);
-        self.rows(before, mlp, |_, out| rows::add_bias(out, w.fc1.bias));
+        self.linear(input, &w.fc1, Start::Bias(w.fc1.bias), before);
         let hidden = space.hidden.get::<f32>(n * mlp);
         let from = &*before;
         self.rows(hidden, mlp, |row, out| {
             rows::gelu(&from[row * mlp..][..out.len()], out);
         });
-        self.linear(hidden, &w.fc2, output);
+        self.linear(hidden, &w.fc2, Start::Zero, output);
         let branch = &*output;
         self.rows(x, dim, |row, x| {
             rows::add_branch(x, &branch[row * dim..][..x.len()], w.fc2.bias, w.scale2);

@@ -7,7 +7,10 @@
 mod alone;
 mod attention;
 mod group;
+mod linear;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use std::cell::RefCell;
 
@@ -18,9 +21,10 @@ use crate::buffer::{Buffer, Pool, Pooled, changed};
 use group::{Group, PrefixGrad};
 
 pub use alone::{attention, attention_grad};
+pub use linear::{linear, linear_grad};
 
-/// Rows of a group: enough that packing the weights for each is little work.
-const GROUP_ROWS: usize = 1600;
+/// Rows of a group: enough that packing the weights for each is little work, few enough that they stay near the core.
+const GROUP_ROWS: usize = 400;
 
 /// What a group's forward leaves for its backward.
 #[derive(Debug, Default)]

@@ -1,4 +1,4 @@
-//! Products of f32 matrices, by the `gemm` crate.
+//! Products of f32 matrices: our own with AVX-512, else by the `gemm` crate.
 #![allow(unsafe_code)]
 
 use gemm::{Parallelism, gemm};
@@ -35,10 +35,58 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `C = A B`, or `C + A B` if `add`, for `A: (m, k)`, `B: (k, n)` and rows of `C` that are `width` apart. With `threads` above 1 the
-/// work is shared.
-#[allow(clippy::too_many_arguments)]
+/// What the sums of a product start from.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// What is in C.
+    Sum,
+    /// A value for each column.
+    Bias(&'a [f32]),
+}
+
+/// `C = A B`, added to what `start` says, for `A: (m, k)`, `B: (k, n)` and rows of `C` that are `width` apart. With `threads` above 1
+/// the work is shared.
 pub fn product(
+    (m, k, n): (usize, usize, usize),
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    width: usize,
+    start: Start<'_>,
+    threads: usize,
+) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * width + n <= c.len() && n <= width);
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), n);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::wide::available() {
+        // SAFETY: the processor has the instructions, and the sizes were just checked.
+        unsafe { super::wide::product((m, k, n), a, b, c, width, start, threads) };
+        return;
+    }
+    if let Start::Bias(bias) = start {
+        for row in c.chunks_mut(width).take(m) {
+            row[..n].copy_from_slice(bias);
+        }
+    }
+    portable(
+        (m, k, n),
+        a,
+        b,
+        c,
+        width,
+        !matches!(start, Start::Zero),
+        threads,
+    );
+}
+
+/// The same by the `gemm` crate, for sizes that were checked.
+fn portable(
     (m, k, n): (usize, usize, usize),
     a: Matrix<'_>,
     b: Matrix<'_>,
@@ -47,16 +95,12 @@ pub fn product(
     add: bool,
     threads: usize,
 ) {
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * width + n <= c.len() && n <= width);
     let parallelism = match threads {
         0 | 1 => Parallelism::None,
         n => Parallelism::Rayon(n),
     };
-    // SAFETY: every value of the three matrices is inside its slice, as asserted; `c` is borrowed alone, and its elements are
-    // distinct since a row is no longer than the distance between rows.
+    // SAFETY: every value of the three matrices is inside its slice, as the caller asserted; `c` is borrowed alone, and its
+    // elements are distinct since a row is no longer than the distance between rows.
     unsafe {
         gemm(
             m,
@@ -79,5 +123,131 @@ pub fn product(
             false,
             parallelism,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        (0..n)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    type Product = fn((usize, usize, usize), Matrix<'_>, Matrix<'_>, &mut [f32], usize, Start<'_>);
+
+    /// Both ways over sizes around those of tiles, vectors and panels, for every layout, against sums in f64. What lies between
+    /// the rows of C stays as it was.
+    #[test]
+    fn both_ways_are_the_sums() {
+        let mut ways: Vec<Product> = vec![|sizes, a, b, c, width, start| match start {
+            Start::Bias(_) => product(sizes, a, b, c, width, start, 2),
+            _ => portable(sizes, a, b, c, width, matches!(start, Start::Sum), 1),
+        }];
+        ways.push(|sizes, a, b, c, width, start| product(sizes, a, b, c, width, start, 1));
+        ways.push(|sizes, a, b, c, width, start| product(sizes, a, b, c, width, start, 2));
+        for (i, m) in [1, 5, 6, 7, 13].into_iter().enumerate() {
+            for (j, n) in [1, 15, 16, 17, 63, 64, 65, 100, 128, 197]
+                .into_iter()
+                .enumerate()
+            {
+                for (l, k) in [1, 3, 16, 17, 40].into_iter().enumerate() {
+                    let width = n + (i + j + l) % 3;
+                    let (a, b) = (noise(m * k, 1), noise(k * n * 2, 2));
+                    let (before, bias) = (noise(m * width, 3), noise(n, 4));
+                    let layouts_a = [Matrix::rows(&a, k), Matrix::rows(&a, m).t()];
+                    let apart = Matrix {
+                        values: &b,
+                        row: 2 * n,
+                        column: 2,
+                    };
+                    for a in layouts_a {
+                        for b in [Matrix::rows(&b, n), Matrix::rows(&b, k).t(), apart] {
+                            for start in [Start::Zero, Start::Sum, Start::Bias(&bias)] {
+                                for way in &ways {
+                                    let mut c = before.clone();
+                                    way((m, k, n), a, b, &mut c, width, start);
+                                    check((m, k, n), a, b, (&before, &c, width), start);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(
+        (m, k, n): (usize, usize, usize),
+        a: Matrix<'_>,
+        b: Matrix<'_>,
+        (before, c, width): (&[f32], &[f32], usize),
+        start: Start<'_>,
+    ) {
+        let at = |x: Matrix<'_>, i, j| f64::from(x.values[i * x.row + j * x.column]);
+        for (i, (before, c)) in before
+            .chunks(width)
+            .zip(c.chunks(width))
+            .enumerate()
+            .take(m)
+        {
+            for j in 0..n {
+                let sum: f64 = (0..k).map(|p| at(a, i, p) * at(b, p, j)).sum();
+                let from = match start {
+                    Start::Zero => 0.0,
+                    Start::Sum => before[j],
+                    Start::Bias(bias) => bias[j],
+                };
+                let want = sum + f64::from(from);
+                assert!(
+                    (f64::from(c[j]) - want).abs() < 1e-5,
+                    "({i}, {j}) of {m} {k} {n}"
+                );
+            }
+            assert_eq!(c[n..], before[n..]);
+        }
+    }
+
+    /// A row's values do not depend on the rows beside it, nor on threads.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_row_is_the_same_alone() {
+        if !crate::plain::wide::available() {
+            return eprintln!("no AVX-512 here: rows may round otherwise");
+        }
+        let (m, k, n) = (13, 300, 197);
+        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+        let mut together = vec![0f32; m * n];
+        let w = Matrix::rows(&b, k).t();
+        product(
+            (m, k, n),
+            Matrix::rows(&a, k),
+            w,
+            &mut together,
+            n,
+            Start::Zero,
+            2,
+        );
+        for (a, together) in a.chunks(k).zip(together.chunks(n)) {
+            let mut alone = vec![0f32; n];
+            product(
+                (1, k, n),
+                Matrix::rows(a, k),
+                w,
+                &mut alone,
+                n,
+                Start::Zero,
+                1,
+            );
+            assert_eq!(alone, together);
+        }
     }
 }
