@@ -5,6 +5,8 @@
 
 pub mod inputs;
 pub mod limit;
+// The command's own settings, so that what is measured runs as users run it.
+#[path = "../../crates/cli/src/machine.rs"]
 pub mod machine;
 pub mod prompts;
 pub mod server;

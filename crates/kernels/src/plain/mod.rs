@@ -1,8 +1,8 @@
 //! Blocks in f32, on any processor.
 //!
 //! Groups of images run in parallel, each on one thread; a batch that makes fewer groups than there are threads runs group by
-//! group with the threads inside the products. The size of a group depends on the number of tokens alone, so that results do
-//! not depend on the number of threads.
+//! group with the threads inside the products. Where a product's values depend on the number of its rows, groups do not
+//! depend on the number of threads, so that results do not either.
 
 mod alone;
 mod attention;
@@ -24,7 +24,7 @@ pub use alone::{attention, attention_grad};
 pub use linear::{linear, linear_grad};
 
 /// Rows of a group: enough that packing the weights for each is little work, few enough that they stay near the core.
-const GROUP_ROWS: usize = 400;
+const GROUP_ROWS: usize = 800;
 
 /// What a group's forward leaves for its backward.
 #[derive(Debug, Default)]
@@ -43,7 +43,10 @@ pub struct Memory(Pool<Kept>);
 
 /// What a batch's forward leaves for its backward.
 #[derive(Debug)]
-pub struct Saved(Vec<Pooled<Kept>>);
+pub struct Saved {
+    plan: Plan,
+    groups: Vec<Pooled<Kept>>,
+}
 
 /// Memory of one thread.
 #[derive(Debug, Default)]
@@ -61,7 +64,7 @@ thread_local! {
 }
 
 /// How a batch is cut into groups.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Plan {
     images: usize,
     groups: usize,
@@ -71,9 +74,17 @@ struct Plan {
 
 impl Plan {
     fn new(shape: Shape) -> Self {
-        let images = (GROUP_ROWS / shape.tokens.max(1)).clamp(1, shape.batch.max(1));
-        let groups = shape.batch.div_ceil(images);
-        let threads = rayon::current_num_threads();
+        let (batch, threads) = (shape.batch.max(1), rayon::current_num_threads());
+        let mut groups = (batch * shape.tokens).div_ceil(GROUP_ROWS).clamp(1, batch);
+        if product::any_rows() {
+            let even = groups.next_multiple_of(threads);
+            let images = batch.div_ceil(even);
+            if images * even <= batch + batch / 8 {
+                groups = even;
+            }
+        }
+        let images = batch.div_ceil(groups);
+        let groups = batch.div_ceil(images);
         Self {
             images,
             groups,
@@ -144,7 +155,8 @@ pub fn forward(
         plan.each(work, |(i, ((out, x), kept))| one(i, Some(x), out, kept));
         out
     };
-    (out, saved.into_iter().collect::<Option<_>>().map(Saved))
+    let groups = saved.into_iter().collect::<Option<_>>();
+    (out, groups.map(|groups| Saved { plan, groups }))
 }
 
 /// Gradients of what went into [`forward`], given that of what came out.
@@ -158,7 +170,7 @@ pub fn backward(
     grad: &[f32],
     wanted: Wanted,
 ) -> Gradients {
-    let plan = Plan::new(shape);
+    let plan = saved.plan;
     let dim = weights.dim();
     let chunk = plan.images * shape.tokens * dim;
     let mut keys = vec![0f32; prefix.map_or(0, |p| p.keys.len())];
@@ -167,7 +179,7 @@ pub fn backward(
     let parts: Vec<_> = chunks(&mut keys, per, plan.groups)
         .into_iter()
         .zip(chunks(&mut values, per, plan.groups))
-        .zip(&saved.0)
+        .zip(&saved.groups)
         .collect();
     let one = |i: usize,
                grad: &mut [f32],

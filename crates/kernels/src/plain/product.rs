@@ -45,6 +45,14 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
 }
 
+/// Whether a row of a product is the same to the last bit whatever the number of rows.
+pub fn any_rows() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::wide::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// `C = A B`, added to what `start` says, for `A: (m, k)`, `B: (k, n)` and rows of `C` that are `width` apart. With `threads` above 1
 /// the work is shared.
 pub fn product(
@@ -154,7 +162,7 @@ mod tests {
         }];
         ways.push(|sizes, a, b, c, width, start| product(sizes, a, b, c, width, start, 1));
         ways.push(|sizes, a, b, c, width, start| product(sizes, a, b, c, width, start, 2));
-        for (i, m) in [1, 5, 6, 7, 13].into_iter().enumerate() {
+        for (i, m) in [1, 5, 6, 7, 13, 100].into_iter().enumerate() {
             for (j, n) in [1, 15, 16, 17, 63, 64, 65, 100, 128, 197]
                 .into_iter()
                 .enumerate()
@@ -217,10 +225,9 @@ mod tests {
     }
 
     /// A row's values do not depend on the rows beside it, nor on threads.
-    #[cfg(target_arch = "x86_64")]
     #[test]
     fn a_row_is_the_same_alone() {
-        if !crate::plain::wide::available() {
+        if !any_rows() {
             return eprintln!("no AVX-512 here: rows may round otherwise");
         }
         let (m, k, n) = (13, 300, 197);

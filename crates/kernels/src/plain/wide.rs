@@ -7,6 +7,7 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -19,6 +20,10 @@ const LANES: usize = 16;
 const VECTORS: usize = 4;
 /// Columns of a panel.
 const PANEL: usize = VECTORS * LANES;
+/// Rows of A taken at a time by the panels that are packed together.
+const BLOCK: usize = 96;
+/// Values of B that are packed together at most, but for one panel.
+const PACKED: usize = 128 * 1024;
 /// Rows of B that are asked for before they are needed.
 const AHEAD: usize = 16;
 /// Rows of C summed at a time.
@@ -63,17 +68,23 @@ pub unsafe fn product(
     threads: usize,
 ) {
     let c = Target(c.as_mut_ptr());
-    let panel = |j: usize| {
+    // Panels that are packed together, so that a block of A is read from near the core for each of them but the first.
+    let beside = (PACKED / (k * PANEL)).clamp(1, 4);
+    let several = |set: usize| {
         PANEL_SPACE.with_borrow_mut(|space| {
-            let first = j * PANEL;
-            let columns = PANEL.min(n - first);
-            let vectors = columns.div_ceil(LANES);
-            let packed = space.get::<f32>(k * vectors * LANES);
-            // SAFETY: columns `first..first + columns` of B and C exist; `packed` has `k` rows of `vectors` vectors and starts
-            // on a cache line. No other panel has these columns of C, which is borrowed alone by the caller.
-            unsafe {
-                pack(b, k, first, columns, packed);
-                let work = Panel {
+            let all = set * beside * PANEL..n.min((set + 1) * beside * PANEL);
+            let space = space.get::<f32>(k * beside * PANEL);
+            let mut work = [const { None }; 4];
+            for ((first, packed), work) in all
+                .clone()
+                .step_by(PANEL)
+                .zip(space.chunks_mut(k * PANEL))
+                .zip(&mut work)
+            {
+                let columns = PANEL.min(all.end - first);
+                // SAFETY: columns `first..first + columns` of B exist; `packed` has room for `k` rows of whole vectors.
+                unsafe { pack(b, k, first, columns, packed) };
+                *work = Some(Panel {
                     a: a.values.as_ptr(),
                     row: a.row,
                     column: a.column,
@@ -81,28 +92,28 @@ pub unsafe fn product(
                     packed: packed.as_ptr(),
                     c: c.at(first),
                     width,
-                    // The last vector may be partial.
-                    mask: mask(columns - (vectors - 1) * LANES),
+                    columns,
                     start: match start {
                         Start::Zero => From::Zero,
                         Start::Sum => From::Sum,
                         Start::Bias(bias) => From::Bias(bias[first..].as_ptr()),
                     },
-                };
-                match vectors {
-                    1 => work.rows::<1>(m),
-                    2 => work.rows::<2>(m),
-                    3 => work.rows::<3>(m),
-                    _ => work.rows::<VECTORS>(m),
+                });
+            }
+            for row in (0..m).step_by(BLOCK) {
+                for panel in work.iter().flatten() {
+                    // SAFETY: these rows exist in A and C, the panel's columns in C, and `packed` was just filled and starts on a
+                    // cache line. No other panel has these columns of C, which is borrowed alone by the caller.
+                    unsafe { panel.rows(row..m.min(row + BLOCK)) };
                 }
             }
         });
     };
-    let panels = n.div_ceil(PANEL);
+    let sets = n.div_ceil(beside * PANEL);
     if threads > 1 {
-        (0..panels).into_par_iter().with_max_len(1).for_each(panel);
+        (0..sets).into_par_iter().with_max_len(1).for_each(several);
     } else {
-        (0..panels).for_each(panel);
+        (0..sets).for_each(several);
     }
 }
 
@@ -127,22 +138,42 @@ struct Panel {
     packed: *const f32,
     c: *mut f32,
     width: usize,
-    mask: __mmask16,
+    columns: usize,
     start: From,
 }
 
 impl Panel {
     /// # Safety
     ///
+    /// As for [`product`], with these rows.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rows(&self, rows: Range<usize>) {
+        // SAFETY: the caller's rows exist in A and C.
+        unsafe {
+            let part = Self {
+                a: self.a.wrapping_add(rows.start * self.row),
+                c: self.c.wrapping_add(rows.start * self.width),
+                ..*self
+            };
+            match self.columns.div_ceil(LANES) {
+                1 => part.tiles::<1>(rows.len()),
+                2 => part.tiles::<2>(rows.len()),
+                3 => part.tiles::<3>(rows.len()),
+                _ => part.tiles::<VECTORS>(rows.len()),
+            }
+        }
+    }
+
+    /// # Safety
+    ///
     /// As for [`product`], with `m` rows and `V` vectors in a row of the panel.
     #[target_feature(enable = "avx512f")]
-    unsafe fn rows<const V: usize>(mut self, m: usize) {
-        // SAFETY: rows up to `m` exist in A and C.
+    unsafe fn tiles<const V: usize>(mut self, m: usize) {
+        // SAFETY: rows up to `m` exist in A and C. One beyond the last may be beyond the slices, and is not used.
         unsafe {
             for _ in 0..m / ROWS {
                 self.tile::<ROWS, V>();
-                self.a = self.a.add(ROWS * self.row);
-                // One beyond the last tile may be beyond the slice, and is not used.
+                self.a = self.a.wrapping_add(ROWS * self.row);
                 self.c = self.c.wrapping_add(ROWS * self.width);
             }
             match m % ROWS {
@@ -166,7 +197,7 @@ impl Panel {
     #[allow(clippy::needless_range_loop)]
     unsafe fn tile<const R: usize, const V: usize>(&self) {
         let mut sums = [[_mm512_setzero_ps(); V]; R];
-        let mask = |v: usize| if v + 1 == V { self.mask } else { !0 };
+        let mask = |v: usize| mask(self.columns - v * LANES);
         // SAFETY: the caller's matrices hold every value that is touched: row `r < R`, step `p < k`, and the columns under the
         // mask.
         unsafe {
