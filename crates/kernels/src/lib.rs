@@ -11,7 +11,9 @@
 //! processors with AMX, where products are of bf16 values and everything else (sums, residual stream, layer norm,
 //! softmax) stays f32. Weights are never differentiated. Slices in, slices out: this crate knows no tensors.
 //!
-//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `bf16::enter`, `plain::product`, `plain::wide` and `buffer`.
+//! `unsafe` is confined to `bf16::tile`, `bf16::lanes`, `bf16::enter`, `plain::product`, `plain::wide` and `buffer`. The tests also
+//! run under the address sanitizer: `RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p candlewick-kernels --lib
+//! --tests --target x86_64-unknown-linux-gnu`.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod bf16;
