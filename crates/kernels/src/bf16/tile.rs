@@ -108,22 +108,33 @@ impl Tiles {
         assert!(row >= 32 && c.len() >= 31 * row + 32);
         // SAFETY: step s reads 64 bytes from `a + 32 s` in each of 32 rows, of which the last ends at
         // 31·stride + 32·steps values, and the tiles 2s and 2s+1 of `b`; 32 rows of 128 bytes of `c` are written, of
-        // which the last ends at 31·row + 32. All are inside as asserted. A `Tiles` exists, so the unit is set up on
-        // this thread. No stack is used.
+        // which the last ends at 31·row + 32. All are inside as asserted. A step's operands are loaded between the products of
+        // the step before it, if there is one more. A `Tiles` exists, so the unit is set up on this thread. No stack is used.
         unsafe {
             asm!(
                 "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                "2:",
                 "tileloadd tmm6, [{b} + {line}]",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
                 "tileloadd tmm4, [{a0} + {stride}]",
+                "tileloadd tmm7, [{b} + {line} + 1024]",
                 "tileloadd tmm5, [{a1} + {stride}]",
+                "dec {steps}", "jz 3f",
+                "2:",
+                "add {b}, 2048",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm4, [{a0} + {stride} + 64]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm6, [{b} + {line}]",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tileloadd tmm5, [{a1} + {stride} + 64]",
+                "tileloadd tmm7, [{b} + {line} + 1024]",
+                "add {a0}, 64", "add {a1}, 64",
+                "dec {steps}", "jnz 2b",
+                "3:",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a0}, 64", "add {a1}, 64", "add {b}, 2048",
-                "dec {steps}", "jnz 2b",
                 "tilestored [{c0} + {row}], tmm0",
                 "tilestored [{c0} + {row} + 64], tmm1",
                 "tilestored [{c1} + {row}], tmm2",
