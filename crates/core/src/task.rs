@@ -10,7 +10,7 @@ use crate::error::Result;
 /// A few images with their labels, ready for the backbone.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Normalised images, `(B, 3, H, W)`, f32.
+    /// Normalised images, `(B, 3, H, W)`, f32. `(B, 3, 0, 0)` in a stream for methods that read stored features alone.
     pub images: Tensor,
     /// Labels in order of arrival: the first class of the first task is 0.
     pub labels: Vec<u32>,

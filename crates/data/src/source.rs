@@ -34,6 +34,20 @@ pub trait Source: Send + Sync {
     /// When the image cannot be read or decoded; the message names it.
     fn rgb(&self, index: usize) -> Result<RgbImage>;
 
+    /// SHA-256 of what the image is made from: another digest for another picture. By default that of the decoded
+    /// pixels; sources of files take the file's bytes, which is faster.
+    ///
+    /// # Errors
+    /// When the image cannot be read; by default also when it cannot be decoded.
+    fn content(&self, index: usize) -> Result<[u8; 32]> {
+        let image = self.rgb(index)?;
+        let mut hash = Sha256::new();
+        hash.update(image.width().to_le_bytes());
+        hash.update(image.height().to_le_bytes());
+        hash.update(image.as_raw());
+        Ok(hash.finalize().into())
+    }
+
     /// A digest in hexadecimal of what is in the source; equal digests mean equal images, as far as the source
     /// documents it.
     fn fingerprint(&self) -> String;
@@ -127,6 +141,10 @@ impl Source for MemorySource {
     fn rgb(&self, index: usize) -> Result<RgbImage> {
         let image = &self.images[index];
         decode_rgb(&image.bytes, &image.name)
+    }
+
+    fn content(&self, index: usize) -> Result<[u8; 32]> {
+        Ok(Sha256::digest(&self.images[index].bytes).into())
     }
 
     fn fingerprint(&self) -> String {
