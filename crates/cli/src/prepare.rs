@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream};
-use candlewick_data::{Loader, Parts, Preprocess, class_incremental, demo};
+use candlewick_data::{Loader, Parts, Preprocess, Source, class_incremental, demo};
 use candlewick_methods::MethodConfig;
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
 use sha2::{Digest as _, Sha256};
 
+use crate::features::Keep;
 use crate::recipe::Recipe;
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
@@ -88,6 +89,27 @@ impl Plan {
         Ok((plan, outlook))
     }
 
+    /// Whether the method can do with features of plain images, from the store.
+    pub fn from_features(&self) -> bool {
+        let plain = !self.method.about().trains || self.loader.transform().trains_on_plain();
+        self.recipe.features != Keep::Off && self.method.reads_features_alone() && plain
+    }
+
+    /// All images, by their ids in the stream.
+    pub fn images(&self) -> Arc<dyn Source> {
+        self.parts.joined()
+    }
+
+    /// The stream without its pixels, for a backbone that has the features.
+    pub fn stream_of_features(&self) -> Result<Stream> {
+        let loader = self.loader.without_pixels();
+        Ok(class_incremental(
+            &self.parts,
+            &self.recipe.stream.class_incremental(),
+            &loader,
+        )?)
+    }
+
     /// The side of the images the backbone will see.
     fn image_size(&self) -> Result<usize> {
         match self.loader.transform().size() {
@@ -136,8 +158,17 @@ impl Plan {
             device: self.recipe.device.clone(),
             dtype: loaded.vit.precision().name().into(),
             seed: self.recipe.seed,
-            compat: self.method.compat(),
+            compat: self.compat(),
         }
+    }
+
+    /// Named departures of the method, and of its features.
+    fn compat(&self) -> Vec<String> {
+        let mut compat = self.method.compat();
+        if self.from_features() && self.recipe.features == Keep::F16 {
+            compat.push("features=f16".into());
+        }
+        compat
     }
 
     /// Sizes of the backbone: read from the weights where they are here, else from the card.

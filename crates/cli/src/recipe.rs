@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::features::Keep;
 use crate::precision::Precision;
 
 /// The tables and keys of a recipe. Hyper-parameters have no defaults; what belongs to the machine
@@ -24,6 +25,9 @@ pub struct Recipe {
     pub device: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// In which numbers features of plain images are kept on disk.
+    #[serde(default)]
+    pub features: Keep,
     pub data: DataTable,
     pub stream: StreamTable,
     pub backbone: BackboneTable,

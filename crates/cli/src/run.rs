@@ -1,12 +1,14 @@
 //! `candlewick run`: recipe → plan → backbone → method → run → record.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candlewick_core::{Error, Report, RunOptions, Summary, run as core_run};
+use candlewick_core::{Backbone, Error, Report, RunOptions, Summary, run as core_run};
 
+use crate::features;
 use crate::machine;
 use crate::outlook;
 use crate::prepare::{Loaded, Plan};
@@ -128,13 +130,21 @@ pub fn execute(
 ) -> Result<Report> {
     dir.write("config.toml", toml::to_string(&plan.recipe)?.as_bytes())?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let mut method = plan.build(loaded.vit.clone())?;
+    let (backbone, stream): (Arc<dyn Backbone>, _) = match plan.from_features() {
+        true => {
+            let stored = features::prepare(plan, loaded, stop)
+                .inspect_err(|error| log_end(dir, &format!("no features: {error:#}")))?;
+            (stored, plan.stream_of_features()?)
+        }
+        false => (loaded.vit.clone(), plan.stream.clone()),
+    };
+    let mut method = plan.build(backbone)?;
     let options = RunOptions {
         seed: plan.recipe.seed,
         eval_batch: plan.recipe.data.eval_batch,
     };
-    let mut watch = Watch::new(label, &plan.stream, stop);
-    let result = core_run::run(method.as_mut(), &plan.stream, options, &mut watch);
+    let mut watch = Watch::new(label, &stream, stop);
+    let result = core_run::run(method.as_mut(), &stream, options, &mut watch);
     let mut outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -178,4 +188,10 @@ pub fn execute(
     dir.write("log.txt", watch.log.as_bytes())?;
     dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
     Ok(report)
+}
+
+/// The log of a run that ended before its first task.
+fn log_end(dir: &RunDir, line: &str) {
+    // What ended it is said in any case.
+    let _ = dir.write("log.txt", format!("{line}\n").as_bytes());
 }

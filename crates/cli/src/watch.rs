@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -182,6 +183,44 @@ impl Observer for Watch<'_> {
     }
 }
 
+/// A bar for images that are looked at once.
+pub struct Looking {
+    bar: ProgressBar,
+    label: &'static str,
+    images: usize,
+}
+
+impl Looking {
+    /// `there` images are in `path` already.
+    pub fn new(label: &'static str, images: usize, there: usize, path: &Path) -> Self {
+        let bar = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new(images as u64).with_style(style(label)),
+            false => ProgressBar::hidden(),
+        };
+        say(&format!(
+            "{label}: {images} images to look at, {there} in {}",
+            path.display()
+        ));
+        Self { bar, label, images }
+    }
+
+    pub fn looked(&self, images: usize) {
+        self.bar.inc(images as u64);
+    }
+
+    pub fn done(&self, started: Instant) {
+        self.bar.finish_and_clear();
+        let time = started.elapsed();
+        say(&format!(
+            "{}: {} images in {} ({:.0}/s)",
+            self.label,
+            self.images,
+            seconds(time),
+            self.images as f64 / time.as_secs_f64().max(1e-9)
+        ));
+    }
+}
+
 /// A bar for a download; plain lines at each tenth where there is no terminal.
 pub struct Download {
     bar: ProgressBar,
@@ -252,6 +291,6 @@ pub fn seconds(time: Duration) -> String {
 }
 
 /// A line on standard error; a closed pipe is no reason to die.
-fn say(line: &str) {
+pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

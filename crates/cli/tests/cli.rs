@@ -7,6 +7,8 @@
 
 #[path = "cli/dry.rs"]
 mod dry;
+#[path = "cli/features.rs"]
+mod features;
 #[path = "cli/halt.rs"]
 mod halt;
 #[path = "cli/input.rs"]

@@ -79,6 +79,11 @@ impl Loader {
         held(&self.skipped).iter().cloned().collect()
     }
 
+    /// Leaves an image out from now on, where pixels are not asked for.
+    pub fn leave_out(&self, name: &str) {
+        held(&self.skipped).insert(name.to_owned());
+    }
+
     /// The split of the images `members` of `source`, in that order.
     ///
     /// `labels[k]` belongs to `members[k]`; the id of image `i` of the source is `first_id + i`;

@@ -279,6 +279,11 @@ impl MethodConfig {
         }
     }
 
+    /// Whether it reads nothing of a plain image but the frozen feature, so that stored ones are enough for it.
+    pub fn reads_features_alone(&self) -> bool {
+        matches!(self, Self::Linear(_) | Self::SimpleCil(_))
+    }
+
     fn needs_train(&self) -> Error {
         Error::setting(
             "train",

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::{
-    Backbone, Cue, Features, Injection, NoPrompt, Op, Outputs, Position, Prompt, Result as CoreResult, Site,
-    Span, Spec,
+    Backbone, Cue, Features, Injection, NoPrompt, Op, Outputs, Position, Prompt,
+    Result as CoreResult, Site, Span, Spec,
 };
 
 use candlewick_kernels as kernels;
