@@ -278,7 +278,7 @@ fn identity(plan: &Plan, loaded: &Loaded) -> Identity {
 }
 
 /// The version of this program; one from changed files is known by its date and size as well.
-fn code() -> String {
+pub fn code() -> String {
     let version = env!("CANDLEWICK_VERSION").to_owned();
     if !version.ends_with("-dirty") {
         return version;

@@ -11,6 +11,7 @@ mod recipe;
 mod record;
 mod run;
 mod stored;
+mod sweep;
 mod table;
 mod watch;
 
@@ -37,6 +38,8 @@ enum Command {
     Run(run::RunArgs),
     /// Look at every image of a recipe once and keep its feature on disk
     Features(features::FeaturesArgs),
+    /// Run methods, class orders and settings over the same features, on all cores, into one table
+    Sweep(sweep::SweepArgs),
     /// Run three methods on the images and the backbone inside this program
     Demo(demo::DemoArgs),
     /// List, show and fetch pretrained backbones
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Features(args) => features::features(&args),
+        Command::Sweep(args) => sweep::sweep(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),
         Command::Methods { compat: false } => methods(),

@@ -95,6 +95,25 @@ impl Plan {
         self.recipe.features != Keep::Off && self.method.reads_features_alone() && plain
     }
 
+    /// Equal for plans that load the same backbone.
+    pub fn backbone_key(&self) -> Result<String> {
+        let recipe = &self.recipe;
+        let machine = (&recipe.device, recipe.precision, self.image_size()?);
+        Ok(format!("{}{machine:?}", toml::to_string(&recipe.backbone)?))
+    }
+
+    /// Equal for plans that read the same stored features.
+    pub fn store_key(&self) -> Result<String> {
+        let data = toml::to_string(&self.recipe.data)?;
+        let plain = self.preprocess.canonical_plain();
+        let plain = String::from_utf8_lossy(&plain).into_owned();
+        Ok(format!(
+            "{}{data}{plain}{:?}",
+            self.backbone_key()?,
+            self.recipe.features
+        ))
+    }
+
     /// All images, by their ids in the stream.
     pub fn images(&self) -> Arc<dyn Source> {
         self.parts.joined()

@@ -156,11 +156,22 @@ impl Recipe {
         for set in sets {
             overlay(&mut table, set)?;
         }
+        Self::from_table(table, origin)
+    }
+
+    /// The same from TOML that was read already.
+    pub fn from_table(mut table: Table, origin: &str) -> Result<Self> {
         order_by_seed(&mut table);
         let recipe: Self = typed(table, "", origin)?;
         recipe.method(origin)?;
         recipe.check().with_context(|| origin.to_owned())?;
         Ok(recipe)
+    }
+
+    /// What `[method]` calls it.
+    pub fn method_name(&self) -> &str {
+        let name = self.method.get("name").and_then(Value::as_str);
+        name.unwrap_or_default()
     }
 
     /// The method and its settings.
@@ -255,7 +266,7 @@ impl Recipe {
 pub const DEMO: &str = "emoji-r-mini";
 
 /// `key.path=value`; a value that is no TOML is taken as a string.
-fn overlay(table: &mut Table, set: &str) -> Result<()> {
+pub fn overlay(table: &mut Table, set: &str) -> Result<()> {
     let Some((key, text)) = set.split_once('=') else {
         bail!("--set {set}: expected KEY=VALUE, for example --set train.lr=0.01");
     };
@@ -292,7 +303,7 @@ fn order_by_seed(table: &mut Table) {
 }
 
 /// Turns a table into `T`; an error names the full key, and for an unknown one the nearest known.
-fn typed<T: DeserializeOwned>(table: Table, scope: &str, origin: &str) -> Result<T> {
+pub fn typed<T: DeserializeOwned>(table: Table, scope: &str, origin: &str) -> Result<T> {
     serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
         let path = e.path().to_string();
         explain(e.inner().message(), &path, scope, origin)

@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candlewick_core::{Backbone, Error, Report, RunOptions, Summary, run as core_run};
+use candlewick_core::{
+    Backbone, Error, Outcome, Report, RunOptions, Stream, Summary, run as core_run,
+};
 
 use crate::features;
 use crate::machine;
@@ -162,15 +164,10 @@ pub fn execute(
             return Err(anyhow::Error::new(error).context(text));
         }
     };
-    let skipped = plan.loader.skipped();
-    outcome.cost.images_skipped = skipped.len() as u64;
-    outcome.cost.backbone_parameters =
-        candlewick_core::Backbone::spec(loaded.vit.as_ref()).parameters as u64;
-    for name in &skipped {
+    for name in &plan.loader.skipped() {
         watch.say(&format!("left out, cannot be decoded: {name}"));
     }
-    let name = plan.method.about().name;
-    let report = Report::new(name, &plan.stream, &outcome, plan.fingerprint(loaded));
+    let report = report(plan, loaded, &stream, &mut outcome);
     let timing = Timing {
         seconds: started.elapsed().as_secs_f64(),
         load_seconds,
@@ -188,6 +185,14 @@ pub fn execute(
     dir.write("log.txt", watch.log.as_bytes())?;
     dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
     Ok(report)
+}
+
+/// The report of an outcome, whose cost is completed.
+pub fn report(plan: &Plan, loaded: &Loaded, stream: &Stream, outcome: &mut Outcome) -> Report {
+    outcome.cost.images_skipped = plan.loader.skipped().len() as u64;
+    outcome.cost.backbone_parameters = loaded.vit.spec().parameters as u64;
+    let name = plan.method.about().name;
+    Report::new(name, stream, outcome, plan.fingerprint(loaded))
 }
 
 /// The log of a run that ended before its first task.

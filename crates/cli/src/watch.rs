@@ -221,6 +221,33 @@ impl Looking {
     }
 }
 
+/// A bar for runs of a sweep.
+pub struct Counting(ProgressBar);
+
+impl Counting {
+    /// `kept` were finished before.
+    pub fn new(label: &str, cells: usize, kept: usize) -> Self {
+        say(&format!("{label}: {cells} cells to run, {kept} are kept"));
+        let template = format!("{label} {{wide_bar}} {{pos}}/{{len}} cells {{eta}} left");
+        let bar = match (
+            std::io::stderr().is_terminal(),
+            ProgressStyle::with_template(&template),
+        ) {
+            (true, Ok(style)) => ProgressBar::new(cells as u64).with_style(style),
+            _ => ProgressBar::hidden(),
+        };
+        Self(bar)
+    }
+
+    pub fn one(&self) {
+        self.0.inc(1);
+    }
+
+    pub fn end(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// A bar for a download; plain lines at each tenth where there is no terminal.
 pub struct Download {
     bar: ProgressBar,

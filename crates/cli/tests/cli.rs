@@ -21,6 +21,8 @@ mod look;
 mod record;
 #[path = "cli/same.rs"]
 mod same;
+#[path = "cli/sweep.rs"]
+mod sweep;
 #[path = "cli/threads.rs"]
 mod threads;
 #[path = "cli/weights.rs"]

@@ -206,6 +206,44 @@ fn shards_merge_to_the_file_of_one_machine() {
     assert!(said.err.contains("from 0 to N - 1"), "{}", said.err);
 }
 
+/// `examples/cluster/slurm.sh` as Slurm would call it.
+#[cfg(unix)]
+#[test]
+fn the_example_for_slurm_fills_the_store() {
+    let lab = Lab::new();
+    lab.say("features simplecil.toml --threads 1");
+    let path = store(&lab);
+    let one = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/cluster/slurm.sh"
+    );
+    let bin = PathBuf::from(env!("CARGO_BIN_EXE_candlewick"));
+    let bin = bin.parent().unwrap().display().to_string();
+    let job = |args: &[&str], index: &str| {
+        let output = lab
+            .process("bash")
+            .arg(script)
+            .args(args)
+            .env("PATH", format!("{bin}:{}", std::env::var("PATH").unwrap()))
+            .env("SLURM_ARRAY_TASK_ID", index)
+            .env("SLURM_ARRAY_TASK_COUNT", "3")
+            .env("SLURM_CPUS_PER_TASK", "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for index in ["0", "1", "2"] {
+        job(&["simplecil.toml"], index);
+    }
+    assert_eq!(lab.names("features").len(), 3);
+    let said = job(&["simplecil.toml", "merge"], "");
+    assert!(said.contains(&format!("{IMAGES} features")), "{said}");
+    assert!(fs::read(&path).unwrap() == one);
+}
+
 /// SIGKILL at random moments, until it was sent 24 times.
 #[cfg(unix)]
 #[test]
@@ -218,7 +256,8 @@ fn killing_an_extraction_loses_nothing_finished_and_leaves_nothing_wrong() {
 
     let lab = Lab::new();
     demo(&lab);
-    let line = ["features", "demo.toml", "--threads", "1"];
+    let line = "features demo.toml --threads 1 --set backbone.depth=1";
+    let line: Vec<&str> = line.split(' ').collect();
     let started = Instant::now();
     assert_eq!(lab.say_args(&line).code, Some(0));
     let whole = started.elapsed();
@@ -236,7 +275,7 @@ fn killing_an_extraction_loses_nothing_finished_and_leaves_nothing_wrong() {
     while kills < 24 {
         let mut child = lab
             .process(env!("CARGO_BIN_EXE_candlewick"))
-            .args(line)
+            .args(&line)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
