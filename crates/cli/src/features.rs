@@ -150,6 +150,25 @@ pub fn prepare(plan: &Plan, loaded: &Loaded, stop: &AtomicBool) -> Result<Arc<St
     }))
 }
 
+/// For methods that need pixels too: the backbone with the query features that are kept already. None are computed, as
+/// the images must be decoded in any case.
+pub fn at_hand(plan: &Plan, loaded: &Loaded) -> Result<Arc<dyn Backbone>> {
+    let identity = identity(plan, loaded);
+    let store = match plan.recipe.features {
+        Keep::F32 => Store::open_as(&place(plan, &identity, ""), &identity)?,
+        // Rounded ones would be another method's.
+        Keep::F16 | Keep::Off => None,
+    };
+    Ok(match store {
+        Some(store) => Arc::new(Stored {
+            backbone: loaded.vit.clone(),
+            store,
+            keys: Images::of(plan)?.keys,
+        }),
+        None => loaded.vit.clone(),
+    })
+}
+
 /// All images of a plan and what is in them, by id.
 struct Images {
     source: Arc<dyn Source>,

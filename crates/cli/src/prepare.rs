@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream};
-use candlewick_data::{Loader, Parts, Preprocess, Source, class_incremental, demo};
+use candlewick_data::{Loader, Parts, Preprocess, Source, demo};
 use candlewick_methods::MethodConfig;
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
@@ -68,8 +68,13 @@ impl Plan {
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
             .map_err(|e| anyhow!(e.within("preprocess")))
             .with_context(|| origin.to_owned())?;
-        let stream = class_incremental(&parts, &recipe.stream.class_incremental(), &loader)
+        let stream = recipe
+            .stream
+            .build(&parts, &loader)
             .map_err(|e| anyhow!(e.within("stream")))
+            .with_context(|| origin.to_owned())?;
+        method
+            .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
         let mut recipe = recipe;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
@@ -122,11 +127,7 @@ impl Plan {
     /// The stream without its pixels, for a backbone that has the features.
     pub fn stream_of_features(&self) -> Result<Stream> {
         let loader = self.loader.without_pixels();
-        Ok(class_incremental(
-            &self.parts,
-            &self.recipe.stream.class_incremental(),
-            &loader,
-        )?)
+        Ok(self.recipe.stream.build(&self.parts, &loader)?)
     }
 
     /// The side of the images the backbone will see.

@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use candlewick_core::Train;
-use candlewick_data::{ClassIncremental, Folder, OnCorrupt, Order, Preprocess, TestSplit};
+use candlewick_core::{Scenario, Stream, Train};
+use candlewick_data::{
+    ClassIncremental, Domain, Folder, Loader, OnCorrupt, Order, Parts, Preprocess, TestSplit,
+    class_incremental, domain_incremental,
+};
 use candlewick_methods::{METHODS, MethodConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -79,6 +82,9 @@ pub struct StreamTable {
     pub increment: Option<usize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizes: Option<Vec<usize>>,
+    /// Where the names of images say their domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<Domain>,
     #[serde(default)]
     pub order: Order,
 }
@@ -88,16 +94,42 @@ pub struct StreamTable {
 pub enum StreamKind {
     #[default]
     ClassIncremental,
+    TaskIncremental,
+    DomainIncremental,
 }
 
 impl StreamTable {
-    pub fn class_incremental(&self) -> ClassIncremental {
-        ClassIncremental {
+    /// The stream of these images; an error names the key below `stream`.
+    pub fn build(&self, parts: &Parts, loader: &Loader) -> candlewick_data::Result<Stream> {
+        let refuse = |key: &str, problem: &str| Err(candlewick_data::Error::setting(key, problem));
+        if self.kind == StreamKind::DomainIncremental {
+            let sized = self.first > 0 || self.increment.is_some() || self.sizes.is_some();
+            return match self.domain {
+                _ if sized => refuse(
+                    "kind",
+                    "\"domain-incremental\" has a task for each domain; remove first, increment and sizes",
+                ),
+                Some(domain) => domain_incremental(parts, domain, &self.order, loader),
+                None => refuse(
+                    "domain",
+                    "missing: say where names of images have their domain, \"file\" or \"folder\"",
+                ),
+            };
+        }
+        if self.domain.is_some() {
+            return refuse("domain", "belongs to kind = \"domain-incremental\"");
+        }
+        let spec = ClassIncremental {
             first: self.first,
             increment: self.increment,
             sizes: self.sizes.clone(),
             order: self.order.clone(),
+        };
+        let mut stream = class_incremental(parts, &spec, loader)?;
+        if self.kind == StreamKind::TaskIncremental {
+            stream.scenario = Scenario::TaskIncremental;
         }
+        Ok(stream)
     }
 }
 

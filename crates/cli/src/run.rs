@@ -138,7 +138,7 @@ pub fn execute(
                 .inspect_err(|error| log_end(dir, &format!("no features: {error:#}")))?;
             (stored, plan.stream_of_features()?)
         }
-        false => (loaded.vit.clone(), plan.stream.clone()),
+        false => (features::at_hand(plan, loaded)?, plan.stream.clone()),
     };
     let mut method = plan.build(backbone)?;
     let options = RunOptions {

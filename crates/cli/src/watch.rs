@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use candlewick_core::run::evaluated;
 use candlewick_core::{Error, Event, Observer, Stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -95,6 +96,7 @@ impl<'a> Watch<'a> {
         &mut self.times[last]
     }
 
+    /// `row` has the tasks learned.
     fn task_end(&mut self, row: &[f64], micro: f64) {
         let accuracies: Vec<String> = row.iter().map(|a| format!("{a:.1}")).collect();
         let time = *self.time();
@@ -158,8 +160,8 @@ impl Observer for Watch<'_> {
             }
             Event::Learned(task) => {
                 self.time().train_seconds = self.started.elapsed().as_secs_f64();
-                let seen = &self.stream.tasks[..=task.index];
-                let images = seen.iter().map(|t| t.info.test_len).sum();
+                let tested = evaluated(self.stream, task.index);
+                let images = tested.iter().map(|t| t.info.test_len).sum();
                 self.bar.set_prefix("");
                 self.begin(&format!("task {}/{of} testing", task.index + 1), images);
             }
@@ -172,7 +174,7 @@ impl Observer for Watch<'_> {
                 self.time().eval_seconds = self.started.elapsed().as_secs_f64();
                 let micro = accuracy.micro_curve().last().copied().unwrap_or(f64::NAN);
                 if let Some(row) = accuracy.percent.last() {
-                    self.task_end(&row.clone(), micro);
+                    self.task_end(&row[..self.done], micro);
                 }
                 if accuracy.sessions() == of {
                     self.bar.finish_and_clear();

@@ -21,6 +21,8 @@ mod look;
 mod record;
 #[path = "cli/same.rs"]
 mod same;
+#[path = "cli/scenario.rs"]
+mod scenario;
 #[path = "cli/sweep.rs"]
 mod sweep;
 #[path = "cli/threads.rs"]

@@ -139,7 +139,7 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
         let job = &jobs[i];
         let backbone = match stores.get(&job.plan.store_key()?) {
             Some(stored) if job.plan.from_features() => stored.clone(),
-            _ => job.loaded.vit.clone(),
+            _ => features::at_hand(&job.plan, &job.loaded)?,
         };
         let started = Instant::now();
         let report = job.run(backbone, stop).map_err(|error| {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use candlewick_store::{Store, key};
+use candlewick_store::{Store, Writer, key};
 
 use crate::lab::{CLASSES, Lab, TEST, TRAIN};
 
@@ -62,12 +62,30 @@ fn a_run_from_the_store_equals_one_from_images_bit_for_bit() {
 }
 
 #[test]
-fn a_method_that_needs_pixels_has_them() {
+fn a_method_that_needs_pixels_takes_the_queries_that_are_there() {
     let lab = Lab::new();
-    lab.run("l2p", "l2p", "");
     let augmented = "--set preprocess.flip=true";
+    lab.run("l2p", "l2p", "");
     lab.run("linear", "linear", augmented);
-    assert!(lab.names("features").is_empty());
+    assert!(lab.names("features").is_empty(), "it makes none");
+    lab.say("features simplecil.toml --threads 1");
+    lab.run("l2p", "l2p-stored", "");
+    same(&lab, "l2p", "l2p-stored");
+    lab.run("linear", "linear-stored", augmented);
+    same(&lab, "linear", "linear-stored");
+    // They are read: other rows under the same keys give other queries.
+    let path = store(&lab);
+    let there = Store::open(&path).unwrap().unwrap();
+    fs::remove_file(&path).unwrap();
+    let mut writer = Writer::open(&path, there.identity(), || ()).unwrap();
+    for (i, key) in there.keys().iter().enumerate() {
+        writer
+            .push(*key, (0..128).map(|d| ((i * d) % 7) as f32).collect())
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    lab.run("l2p", "l2p-other", "");
+    assert!(lab.read("l2p/params.safetensors") != lab.read("l2p-other/params.safetensors"));
 }
 
 #[test]
