@@ -339,8 +339,8 @@ fn place(plan: &Plan, identity: &Identity, mark: &str) -> PathBuf {
 const ENDING: &str = ".features";
 
 fn last_part(path: &str) -> String {
-    let parts = path.split(['/', '\\']).filter(|part| !part.is_empty());
-    parts.last().unwrap_or_default().to_owned()
+    let mut parts = path.split(['/', '\\']).filter(|part| !part.is_empty());
+    parts.next_back().unwrap_or_default().to_owned()
 }
 
 /// What any file system takes.

@@ -11,6 +11,7 @@ mod recipe;
 mod record;
 mod run;
 mod stored;
+mod stream;
 mod sweep;
 mod table;
 mod watch;

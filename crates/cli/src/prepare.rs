@@ -95,7 +95,7 @@ impl Plan {
     }
 
     /// Whether the method can do with features of plain images, from the store.
-    pub fn from_features(&self) -> bool {
+    pub fn reads_features(&self) -> bool {
         let plain = !self.method.about().trains || self.loader.transform().trains_on_plain();
         self.recipe.features != Keep::Off && self.method.reads_features_alone() && plain
     }
@@ -185,7 +185,7 @@ impl Plan {
     /// Named departures of the method, and of its features.
     fn compat(&self) -> Vec<String> {
         let mut compat = self.method.compat();
-        if self.from_features() && self.recipe.features == Keep::F16 {
+        if self.reads_features() && self.recipe.features == Keep::F16 {
             compat.push("features=f16".into());
         }
         compat

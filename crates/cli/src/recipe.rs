@@ -3,11 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use candlewick_core::{Scenario, Stream, Train};
-use candlewick_data::{
-    ClassIncremental, Domain, Folder, Loader, OnCorrupt, Order, Parts, Preprocess, TestSplit,
-    class_incremental, domain_incremental,
-};
+use candlewick_core::Train;
+use candlewick_data::{Folder, OnCorrupt, Preprocess, TestSplit};
 use candlewick_methods::{METHODS, MethodConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,6 +12,7 @@ use toml::{Table, Value};
 
 use crate::features::Keep;
 use crate::precision::Precision;
+use crate::stream::StreamTable;
 
 /// The tables and keys of a recipe. Hyper-parameters have no defaults; what belongs to the machine
 /// has.
@@ -69,68 +67,6 @@ pub struct DataTable {
 
 fn eval_batch() -> usize {
     32
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamTable {
-    #[serde(default)]
-    pub kind: StreamKind,
-    #[serde(default)]
-    pub first: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub increment: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sizes: Option<Vec<usize>>,
-    /// Where the names of images say their domain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub domain: Option<Domain>,
-    #[serde(default)]
-    pub order: Order,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StreamKind {
-    #[default]
-    ClassIncremental,
-    TaskIncremental,
-    DomainIncremental,
-}
-
-impl StreamTable {
-    /// The stream of these images; an error names the key below `stream`.
-    pub fn build(&self, parts: &Parts, loader: &Loader) -> candlewick_data::Result<Stream> {
-        let refuse = |key: &str, problem: &str| Err(candlewick_data::Error::setting(key, problem));
-        if self.kind == StreamKind::DomainIncremental {
-            let sized = self.first > 0 || self.increment.is_some() || self.sizes.is_some();
-            return match self.domain {
-                _ if sized => refuse(
-                    "kind",
-                    "\"domain-incremental\" has a task for each domain; remove first, increment and sizes",
-                ),
-                Some(domain) => domain_incremental(parts, domain, &self.order, loader),
-                None => refuse(
-                    "domain",
-                    "missing: say where names of images have their domain, \"file\" or \"folder\"",
-                ),
-            };
-        }
-        if self.domain.is_some() {
-            return refuse("domain", "belongs to kind = \"domain-incremental\"");
-        }
-        let spec = ClassIncremental {
-            first: self.first,
-            increment: self.increment,
-            sizes: self.sizes.clone(),
-            order: self.order.clone(),
-        };
-        let mut stream = class_incremental(parts, &spec, loader)?;
-        if self.kind == StreamKind::TaskIncremental {
-            stream.scenario = Scenario::TaskIncremental;
-        }
-        Ok(stream)
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -422,7 +358,7 @@ mod tests {
     #[test]
     fn a_recipe_survives_being_written_out() {
         let recipe = Recipe::parse(GOOD, "r.toml", &["seed=7".into()]).unwrap();
-        assert_eq!(recipe.stream.order, Order::Numpy(7));
+        assert_eq!(recipe.stream.order, candlewick_data::Order::Numpy(7));
         let text = toml::to_string(&recipe).unwrap();
         assert_eq!(Recipe::parse(&text, "again", &[]).unwrap(), recipe);
     }

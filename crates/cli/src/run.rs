@@ -132,7 +132,7 @@ pub fn execute(
 ) -> Result<Report> {
     dir.write("config.toml", toml::to_string(&plan.recipe)?.as_bytes())?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let (backbone, stream): (Arc<dyn Backbone>, _) = match plan.from_features() {
+    let (backbone, stream): (Arc<dyn Backbone>, _) = match plan.reads_features() {
         true => {
             let stored = features::prepare(plan, loaded, stop)
                 .inspect_err(|error| log_end(dir, &format!("no features: {error:#}")))?;

@@ -130,7 +130,7 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
     let mut stores = BTreeMap::new();
     for &i in &missing {
         let Job { plan, loaded, .. } = &jobs[i];
-        if plan.from_features() && !stores.contains_key(&plan.store_key()?) {
+        if plan.reads_features() && !stores.contains_key(&plan.store_key()?) {
             let stored: Arc<dyn Backbone> = features::prepare(plan, loaded, stop)?;
             stores.insert(plan.store_key()?, stored);
         }
@@ -138,7 +138,7 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
     let one = |&i: &usize| -> Result<(usize, Done)> {
         let job = &jobs[i];
         let backbone = match stores.get(&job.plan.store_key()?) {
-            Some(stored) if job.plan.from_features() => stored.clone(),
+            Some(stored) if job.plan.reads_features() => stored.clone(),
             _ => features::at_hand(&job.plan, &job.loaded)?,
         };
         let started = Instant::now();
@@ -151,8 +151,9 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
         count.one();
         Ok((i, job.done(report, seconds)))
     };
-    let (light, heavy): (Vec<usize>, Vec<usize>) =
-        missing.iter().partition(|&&i| jobs[i].plan.from_features());
+    let (light, heavy): (Vec<usize>, Vec<usize>) = missing
+        .iter()
+        .partition(|&&i| jobs[i].plan.reads_features());
     let mut results: Vec<Result<(usize, Done)>> =
         light.par_iter().with_max_len(1).map(one).collect();
     results.extend(heavy.iter().map(one));
@@ -190,7 +191,7 @@ impl Job {
 
     fn run(&self, backbone: Arc<dyn Backbone>, stop: &AtomicBool) -> Result<Report> {
         let plan = &self.plan;
-        let stream = match plan.from_features() {
+        let stream = match plan.reads_features() {
             true => plan.stream_of_features()?,
             false => plan.stream.clone(),
         };
