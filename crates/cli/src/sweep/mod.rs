@@ -95,8 +95,8 @@ pub fn sweep(args: &SweepArgs) -> Result<()> {
     summary.write(&out, &done)?;
     let cpu: f64 = done.iter().map(|d| d.seconds).sum();
     print(&format!(
-        "{}\n{} cells in {}, {cpu:.1} s of them one by one; table, CSV, JSON and figure are in {}\n",
-        summary.text(),
+        "{}\n\n{} cells in {}, {cpu:.1} s of them one by one; table, CSV, JSON and figure are in {}\n",
+        summary.text().trim_end(),
         done.len(),
         watch::seconds(started.elapsed()),
         out.display()
