@@ -1,6 +1,7 @@
 //! The `candlewick` command.
 
 mod demo;
+mod features;
 mod machine;
 mod outlook;
 mod plot;
@@ -9,6 +10,9 @@ mod prepare;
 mod recipe;
 mod record;
 mod run;
+mod stored;
+mod stream;
+mod sweep;
 mod table;
 mod watch;
 
@@ -33,6 +37,10 @@ struct Args {
 enum Command {
     /// Run a recipe: learn its tasks one by one and report accuracy on everything seen
     Run(run::RunArgs),
+    /// Look at every image of a recipe once and keep its feature on disk
+    Features(features::FeaturesArgs),
+    /// Run methods, class orders and settings over the same features, on all cores, into one table
+    Sweep(sweep::SweepArgs),
     /// Run three methods on the images and the backbone inside this program
     Demo(demo::DemoArgs),
     /// List, show and fetch pretrained backbones
@@ -78,6 +86,8 @@ fn main() -> ExitCode {
     machine::keep_freed_blocks();
     let result = match Args::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Features(args) => features::features(&args),
+        Command::Sweep(args) => sweep::sweep(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),
         Command::Methods { compat: false } => methods(),

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use candlewick_core::Report;
+use candlewick_core::report::Spread;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -20,6 +21,13 @@ pub fn curve(report: &Report) -> Result<String> {
 pub fn matrix(report: &Report) -> Result<String> {
     let mut svg = String::new();
     draw_matrix(report, &mut svg).map_err(|e| anyhow!("matrix.svg: {e}"))?;
+    Ok(svg)
+}
+
+/// Mean, deviation and single values of something in percent, one line each.
+pub fn spreads(title: &str, rows: &[(String, Spread)]) -> Result<String> {
+    let mut svg = String::new();
+    draw_spreads(title, rows, &mut svg).map_err(|e| anyhow!("sweep.svg: {e}"))?;
     Ok(svg)
 }
 
@@ -81,6 +89,58 @@ fn draw_curve(report: &Report, svg: &mut String) -> Drawn {
         .border_style(RGBColor(200, 200, 200))
         .label_font(("sans-serif", 13).into_font().color(&INK))
         .draw()?;
+    root.present()?;
+    Ok(())
+}
+
+fn draw_spreads(title: &str, rows: &[(String, Spread)], svg: &mut String) -> Drawn {
+    const LINE: u32 = 26;
+    let size = (820, 90 + LINE * rows.len() as u32);
+    let root = SVGBackend::with_string(svg, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    let values = rows.iter().flat_map(|(_, s)| s.values.iter().copied());
+    let low = values.clone().fold(100.0, f64::min);
+    let high = values.fold(0.0, f64::max);
+    let margin = (0.06 * (high - low)).max(0.5);
+    let last = rows.len() as f64;
+    // The first row on top.
+    let place = |i: usize| last - 1.0 - i as f64;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(
+            format!("{title}, %"),
+            ("sans-serif", 16).into_font().color(&INK),
+        )
+        .margin(14)
+        .x_label_area_size(30)
+        .y_label_area_size(320)
+        .build_cartesian_2d(low - margin..high + margin, -0.5..last - 0.5)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .y_labels(0)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .label_style(("sans-serif", 12).into_font().color(&INK))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .draw()?;
+    for (i, (_, spread)) in rows.iter().enumerate() {
+        let y = place(i);
+        let ends = [(spread.mean - spread.std, y), (spread.mean + spread.std, y)];
+        chart.draw_series(LineSeries::new(ends, MICRO.stroke_width(2)))?;
+        let small = spread
+            .values
+            .iter()
+            .map(|&v| Circle::new((v, y), 2, MICRO.mix(0.4).filled()));
+        chart.draw_series(small)?;
+        chart.draw_series([Circle::new((spread.mean, y), 4, MICRO.filled())])?;
+    }
+    let right = Pos::new(HPos::Right, VPos::Center);
+    let style = ("sans-serif", 12).into_font().color(&INK).pos(right);
+    for (i, (label, spread)) in rows.iter().enumerate() {
+        let (_, y) = chart.backend_coord(&(spread.mean, place(i)));
+        root.draw(&Text::new(label.clone(), (322, y), style.clone()))?;
+    }
     root.present()?;
     Ok(())
 }

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream};
-use candlewick_data::{Loader, Parts, Preprocess, class_incremental, demo};
+use candlewick_data::{Loader, Parts, Preprocess, Source, demo};
 use candlewick_methods::MethodConfig;
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
 use sha2::{Digest as _, Sha256};
 
+use crate::features::Keep;
 use crate::recipe::Recipe;
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
@@ -67,8 +68,13 @@ impl Plan {
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
             .map_err(|e| anyhow!(e.within("preprocess")))
             .with_context(|| origin.to_owned())?;
-        let stream = class_incremental(&parts, &recipe.stream.class_incremental(), &loader)
+        let stream = recipe
+            .stream
+            .build(&parts, &loader)
             .map_err(|e| anyhow!(e.within("stream")))
+            .with_context(|| origin.to_owned())?;
+        method
+            .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
         let mut recipe = recipe;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
@@ -86,6 +92,42 @@ impl Plan {
             parts,
         };
         Ok((plan, outlook))
+    }
+
+    /// Whether the method can do with features of plain images, from the store.
+    pub fn reads_features(&self) -> bool {
+        let plain = !self.method.about().trains || self.loader.transform().trains_on_plain();
+        self.recipe.features != Keep::Off && self.method.reads_features_alone() && plain
+    }
+
+    /// Equal for plans that load the same backbone.
+    pub fn backbone_key(&self) -> Result<String> {
+        let recipe = &self.recipe;
+        let machine = (&recipe.device, recipe.precision, self.image_size()?);
+        Ok(format!("{}{machine:?}", toml::to_string(&recipe.backbone)?))
+    }
+
+    /// Equal for plans that read the same stored features.
+    pub fn store_key(&self) -> Result<String> {
+        let data = toml::to_string(&self.recipe.data)?;
+        let plain = self.preprocess.canonical_plain();
+        let plain = String::from_utf8_lossy(&plain).into_owned();
+        Ok(format!(
+            "{}{data}{plain}{:?}",
+            self.backbone_key()?,
+            self.recipe.features
+        ))
+    }
+
+    /// All images, by their ids in the stream.
+    pub fn images(&self) -> Arc<dyn Source> {
+        self.parts.joined()
+    }
+
+    /// The stream without its pixels, for a backbone that has the features.
+    pub fn stream_of_features(&self) -> Result<Stream> {
+        let loader = self.loader.without_pixels();
+        Ok(self.recipe.stream.build(&self.parts, &loader)?)
     }
 
     /// The side of the images the backbone will see.
@@ -136,8 +178,17 @@ impl Plan {
             device: self.recipe.device.clone(),
             dtype: loaded.vit.precision().name().into(),
             seed: self.recipe.seed,
-            compat: self.method.compat(),
+            compat: self.compat(),
         }
+    }
+
+    /// Named departures of the method, and of its features.
+    fn compat(&self) -> Vec<String> {
+        let mut compat = self.method.compat();
+        if self.reads_features() && self.recipe.features == Keep::F16 {
+            compat.push("features=f16".into());
+        }
+        compat
     }
 
     /// Sizes of the backbone: read from the weights where they are here, else from the card.

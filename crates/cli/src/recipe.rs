@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::Train;
-use candlewick_data::{ClassIncremental, Folder, OnCorrupt, Order, Preprocess, TestSplit};
+use candlewick_data::{Folder, OnCorrupt, Preprocess, TestSplit};
 use candlewick_methods::{METHODS, MethodConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::features::Keep;
 use crate::precision::Precision;
+use crate::stream::StreamTable;
 
 /// The tables and keys of a recipe. Hyper-parameters have no defaults; what belongs to the machine
 /// has.
@@ -24,6 +26,9 @@ pub struct Recipe {
     pub device: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// In which numbers features of plain images are kept on disk.
+    #[serde(default)]
+    pub features: Keep,
     pub data: DataTable,
     pub stream: StreamTable,
     pub backbone: BackboneTable,
@@ -62,39 +67,6 @@ pub struct DataTable {
 
 fn eval_batch() -> usize {
     32
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamTable {
-    #[serde(default)]
-    pub kind: StreamKind,
-    #[serde(default)]
-    pub first: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub increment: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sizes: Option<Vec<usize>>,
-    #[serde(default)]
-    pub order: Order,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StreamKind {
-    #[default]
-    ClassIncremental,
-}
-
-impl StreamTable {
-    pub fn class_incremental(&self) -> ClassIncremental {
-        ClassIncremental {
-            first: self.first,
-            increment: self.increment,
-            sizes: self.sizes.clone(),
-            order: self.order.clone(),
-        }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,11 +124,22 @@ impl Recipe {
         for set in sets {
             overlay(&mut table, set)?;
         }
+        Self::from_table(table, origin)
+    }
+
+    /// The same from TOML that was read already.
+    pub fn from_table(mut table: Table, origin: &str) -> Result<Self> {
         order_by_seed(&mut table);
         let recipe: Self = typed(table, "", origin)?;
         recipe.method(origin)?;
         recipe.check().with_context(|| origin.to_owned())?;
         Ok(recipe)
+    }
+
+    /// What `[method]` calls it.
+    pub fn method_name(&self) -> &str {
+        let name = self.method.get("name").and_then(Value::as_str);
+        name.unwrap_or_default()
     }
 
     /// The method and its settings.
@@ -251,7 +234,7 @@ impl Recipe {
 pub const DEMO: &str = "emoji-r-mini";
 
 /// `key.path=value`; a value that is no TOML is taken as a string.
-fn overlay(table: &mut Table, set: &str) -> Result<()> {
+pub fn overlay(table: &mut Table, set: &str) -> Result<()> {
     let Some((key, text)) = set.split_once('=') else {
         bail!("--set {set}: expected KEY=VALUE, for example --set train.lr=0.01");
     };
@@ -288,7 +271,7 @@ fn order_by_seed(table: &mut Table) {
 }
 
 /// Turns a table into `T`; an error names the full key, and for an unknown one the nearest known.
-fn typed<T: DeserializeOwned>(table: Table, scope: &str, origin: &str) -> Result<T> {
+pub fn typed<T: DeserializeOwned>(table: Table, scope: &str, origin: &str) -> Result<T> {
     serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
         let path = e.path().to_string();
         explain(e.inner().message(), &path, scope, origin)
@@ -375,7 +358,7 @@ mod tests {
     #[test]
     fn a_recipe_survives_being_written_out() {
         let recipe = Recipe::parse(GOOD, "r.toml", &["seed=7".into()]).unwrap();
-        assert_eq!(recipe.stream.order, Order::Numpy(7));
+        assert_eq!(recipe.stream.order, candlewick_data::Order::Numpy(7));
         let text = toml::to_string(&recipe).unwrap();
         assert_eq!(Recipe::parse(&text, "again", &[]).unwrap(), recipe);
     }

@@ -181,7 +181,8 @@ pub fn read_report(path: &Path) -> Result<Report> {
     })
 }
 
-fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Written under another name, synced and renamed.
+pub fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".candlewick-");
     // Readable by whoever the user's umask allows, like any file; temporary ones are private otherwise.

@@ -1,12 +1,16 @@
 //! `candlewick run`: recipe → plan → backbone → method → run → record.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candlewick_core::{Error, Report, RunOptions, Summary, run as core_run};
+use candlewick_core::{
+    Backbone, Error, Outcome, Report, RunOptions, Stream, Summary, run as core_run,
+};
 
+use crate::features;
 use crate::machine;
 use crate::outlook;
 use crate::prepare::{Loaded, Plan};
@@ -128,13 +132,21 @@ pub fn execute(
 ) -> Result<Report> {
     dir.write("config.toml", toml::to_string(&plan.recipe)?.as_bytes())?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let mut method = plan.build(loaded.vit.clone())?;
+    let (backbone, stream): (Arc<dyn Backbone>, _) = match plan.reads_features() {
+        true => {
+            let stored = features::prepare(plan, loaded, stop)
+                .map_err(|error| no_features(plan, dir, error))?;
+            (stored, plan.stream_of_features()?)
+        }
+        false => (features::at_hand(plan, loaded)?, plan.stream.clone()),
+    };
+    let mut method = plan.build(backbone)?;
     let options = RunOptions {
         seed: plan.recipe.seed,
         eval_batch: plan.recipe.data.eval_batch,
     };
-    let mut watch = Watch::new(label, &plan.stream, stop);
-    let result = core_run::run(method.as_mut(), &plan.stream, options, &mut watch);
+    let mut watch = Watch::new(label, &stream, stop);
+    let result = core_run::run(method.as_mut(), &stream, options, &mut watch);
     let mut outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -152,15 +164,10 @@ pub fn execute(
             return Err(anyhow::Error::new(error).context(text));
         }
     };
-    let skipped = plan.loader.skipped();
-    outcome.cost.images_skipped = skipped.len() as u64;
-    outcome.cost.backbone_parameters =
-        candlewick_core::Backbone::spec(loaded.vit.as_ref()).parameters as u64;
-    for name in &skipped {
+    for name in &plan.loader.skipped() {
         watch.say(&format!("left out, cannot be decoded: {name}"));
     }
-    let name = plan.method.about().name;
-    let report = Report::new(name, &plan.stream, &outcome, plan.fingerprint(loaded));
+    let report = report(plan, loaded, &stream, &mut outcome);
     let timing = Timing {
         seconds: started.elapsed().as_secs_f64(),
         load_seconds,
@@ -178,4 +185,27 @@ pub fn execute(
     dir.write("log.txt", watch.log.as_bytes())?;
     dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
     Ok(report)
+}
+
+/// The report of an outcome, whose cost is completed.
+pub fn report(plan: &Plan, loaded: &Loaded, stream: &Stream, outcome: &mut Outcome) -> Report {
+    outcome.cost.images_skipped = plan.loader.skipped().len() as u64;
+    outcome.cost.backbone_parameters = loaded.vit.spec().parameters as u64;
+    let name = plan.method.about().name;
+    Report::new(name, stream, outcome, plan.fingerprint(loaded))
+}
+
+/// A run that ended before it had its features: says so in the log and in the error.
+fn no_features(plan: &Plan, dir: &RunDir, error: anyhow::Error) -> anyhow::Error {
+    let of = plan.stream.tasks.len();
+    let line = format!("stopped in task 1 of {of}, at its features");
+    // What ended it is said in any case.
+    let _ = dir.write("log.txt", format!("{line}: {error:#}\n").as_bytes());
+    match error.downcast_ref() {
+        Some(Error::Interrupted) => error.context(format!(
+            "interrupted at the features, of which the finished ones are kept; no report was written, {} holds the log",
+            dir.path().display()
+        )),
+        _ => error.context(line),
+    }
 }

@@ -137,6 +137,17 @@ pub fn summary(summary: &Summary) -> String {
     format!("{out}\n")
 }
 
+/// A list whose columns but the first hold numbers.
+pub fn numbers(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut out = table();
+    out.set_header(head.iter().copied());
+    for row in rows {
+        out.add_row(row);
+    }
+    numbers_right(&mut out);
+    format!("{out}\n")
+}
+
 /// Any list.
 pub fn list(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut out = table();

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use candlewick_core::run::evaluated;
 use candlewick_core::{Error, Event, Observer, Stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -94,6 +96,7 @@ impl<'a> Watch<'a> {
         &mut self.times[last]
     }
 
+    /// `row` has the tasks learned.
     fn task_end(&mut self, row: &[f64], micro: f64) {
         let accuracies: Vec<String> = row.iter().map(|a| format!("{a:.1}")).collect();
         let time = *self.time();
@@ -157,8 +160,8 @@ impl Observer for Watch<'_> {
             }
             Event::Learned(task) => {
                 self.time().train_seconds = self.started.elapsed().as_secs_f64();
-                let seen = &self.stream.tasks[..=task.index];
-                let images = seen.iter().map(|t| t.info.test_len).sum();
+                let tested = evaluated(self.stream, task.index);
+                let images = tested.iter().map(|t| t.info.test_len).sum();
                 self.bar.set_prefix("");
                 self.begin(&format!("task {}/{of} testing", task.index + 1), images);
             }
@@ -171,7 +174,7 @@ impl Observer for Watch<'_> {
                 self.time().eval_seconds = self.started.elapsed().as_secs_f64();
                 let micro = accuracy.micro_curve().last().copied().unwrap_or(f64::NAN);
                 if let Some(row) = accuracy.percent.last() {
-                    self.task_end(&row.clone(), micro);
+                    self.task_end(&row[..self.done], micro);
                 }
                 if accuracy.sessions() == of {
                     self.bar.finish_and_clear();
@@ -179,6 +182,71 @@ impl Observer for Watch<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// A bar for images that are looked at once.
+pub struct Looking {
+    bar: ProgressBar,
+    label: &'static str,
+    images: usize,
+}
+
+impl Looking {
+    /// `there` images are in `path` already.
+    pub fn new(label: &'static str, images: usize, there: usize, path: &Path) -> Self {
+        let bar = match std::io::stderr().is_terminal() {
+            true => ProgressBar::new(images as u64).with_style(style(label)),
+            false => ProgressBar::hidden(),
+        };
+        say(&format!(
+            "{label}: {images} images to look at, {there} in {}",
+            path.display()
+        ));
+        Self { bar, label, images }
+    }
+
+    pub fn looked(&self, images: usize) {
+        self.bar.inc(images as u64);
+    }
+
+    pub fn done(&self, started: Instant) {
+        self.bar.finish_and_clear();
+        let time = started.elapsed();
+        say(&format!(
+            "{}: {} images in {} ({:.0}/s)",
+            self.label,
+            self.images,
+            seconds(time),
+            self.images as f64 / time.as_secs_f64().max(1e-9)
+        ));
+    }
+}
+
+/// A bar for runs of a sweep.
+pub struct Counting(ProgressBar);
+
+impl Counting {
+    /// `kept` were finished before.
+    pub fn new(label: &str, cells: usize, kept: usize) -> Self {
+        say(&format!("{label}: {cells} cells to run, {kept} are kept"));
+        let template = format!("{label} {{wide_bar}} {{pos}}/{{len}} cells {{eta}} left");
+        let bar = match (
+            std::io::stderr().is_terminal(),
+            ProgressStyle::with_template(&template),
+        ) {
+            (true, Ok(style)) => ProgressBar::new(cells as u64).with_style(style),
+            _ => ProgressBar::hidden(),
+        };
+        Self(bar)
+    }
+
+    pub fn one(&self) {
+        self.0.inc(1);
+    }
+
+    pub fn end(&self) {
+        self.0.finish_and_clear();
     }
 }
 
@@ -252,6 +320,6 @@ pub fn seconds(time: Duration) -> String {
 }
 
 /// A line on standard error; a closed pipe is no reason to die.
-fn say(line: &str) {
+pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -7,6 +7,8 @@
 
 #[path = "cli/dry.rs"]
 mod dry;
+#[path = "cli/features.rs"]
+mod features;
 #[path = "cli/halt.rs"]
 mod halt;
 #[path = "cli/input.rs"]
@@ -19,6 +21,10 @@ mod look;
 mod record;
 #[path = "cli/same.rs"]
 mod same;
+#[path = "cli/scenario.rs"]
+mod scenario;
+#[path = "cli/sweep.rs"]
+mod sweep;
 #[path = "cli/threads.rs"]
 mod threads;
 #[path = "cli/weights.rs"]

@@ -110,6 +110,12 @@ pub trait Backbone: Send + Sync {
         let features = self.forward(images, &NoPrompt, &cue)?;
         Ok(features.cls()?.detach())
     }
+
+    /// The query features of a batch. A backbone with a store of features answers from it where the ids determine the
+    /// pixels ([`Batch::plain`]), and then needs none.
+    fn query_batch(&self, batch: &Batch) -> Result<Tensor> {
+        self.query(&batch.images)
+    }
 }
 
 /// A frozen backbone that remembers the query feature of every image it saw un-augmented, so that
@@ -136,7 +142,7 @@ impl Frozen {
     /// Query features `(B, D)` of a batch, from memory where its pixels are determined by its ids.
     pub fn query(&self, batch: &Batch) -> Result<Tensor> {
         if !batch.plain {
-            return self.backbone.query(&batch.images);
+            return self.backbone.query_batch(batch);
         }
         let dim = self.backbone.spec().dim;
         {
@@ -155,7 +161,7 @@ impl Frozen {
                 )?);
             }
         }
-        let query = self.backbone.query(&batch.images)?;
+        let query = self.backbone.query_batch(batch)?;
         let rows: Vec<Vec<f32>> = query.to_vec2()?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, row) in batch.ids.iter().zip(rows) {

@@ -32,5 +32,5 @@ pub use prompted::{Pool, Prompted};
 pub use report::{Cost, Fingerprint, Prediction, Report, Summary};
 pub use run::{Event, Observer, Outcome, RunOptions};
 pub use schedule::Schedule;
-pub use task::{Batch, Batches, Split, Stream, Task, TaskInfo, View};
+pub use task::{Batch, Batches, Scenario, Split, Stream, Task, TaskInfo, View};
 pub use train::{Head, OptimizerKind, Train};

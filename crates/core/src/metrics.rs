@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// `percent[t][i]`: accuracy in percent on the test images of task `i` after training task `t`,
-/// for `i <= t`. Entries above the diagonal, where given, are ignored.
+/// for `i <= t`. Of entries above the diagonal, only `percent[t][t + 1]` is read, for the forward transfer.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct AccuracyMatrix {
     /// One row per session.
@@ -51,7 +51,17 @@ impl AccuracyMatrix {
             last_accuracy_macro: self.macro_curve().last().copied().unwrap_or(f64::NAN),
             forgetting: self.forgetting(),
             backward_transfer: self.backward_transfer(),
+            forward_transfer: None,
         }
+    }
+
+    /// `FWT = mean_{i>0} (a[i-1][i] − chance)`: accuracy on a task just before it is learned, above that of guessing, in
+    /// percent. `None` where it was not measured, as for new classes, or for one task.
+    /// (Lopez-Paz & Ranzato 2017, "Gradient Episodic Memory", with guessing in place of an untrained network)
+    pub fn forward_transfer(&self, chance: f64) -> Option<f64> {
+        let before = (1..self.sessions()).map(|i| self.percent[i - 1].get(i));
+        let before: Vec<f64> = before.map(Option::<&f64>::copied).collect::<Option<_>>()?;
+        (!before.is_empty()).then(|| mean(before.into_iter()) - chance)
     }
 
     /// `F = mean_{i<T-1} (max_{t≥i} a[t][i] − a[T-1][i])`; never negative, 0 for one task.
@@ -88,12 +98,15 @@ pub struct Metrics {
     pub forgetting: f64,
     /// See [`AccuracyMatrix::backward_transfer`].
     pub backward_transfer: f64,
+    /// See [`AccuracyMatrix::forward_transfer`]; of domain-incremental streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_transfer: Option<f64>,
 }
 
 impl Metrics {
     /// Name, value and definition of each metric, in the order of tables.
-    pub fn rows(&self) -> [(&'static str, f64, &'static str); 5] {
-        [
+    pub fn rows(&self) -> Vec<(&'static str, f64, &'static str)> {
+        let mut rows = vec![
             (
                 "average_incremental_accuracy",
                 self.average_incremental_accuracy,
@@ -119,7 +132,12 @@ impl Metrics {
                 self.backward_transfer,
                 "mean over tasks but the last of (last accuracy - accuracy when just learned)",
             ),
-        ]
+        ];
+        if let Some(forward) = self.forward_transfer {
+            let text = "mean over tasks but the first of (accuracy just before it is learned - 100 / classes)";
+            rows.push(("forward_transfer", forward, text));
+        }
+        rows
     }
 }
 
@@ -202,5 +220,36 @@ mod tests {
     fn deviation_is_of_the_sample() {
         assert!((std_dev(&[1.0, 3.0]) - 2f64.sqrt()).abs() < 1e-12);
         assert_eq!(std_dev(&[1.0]), 0.0);
+    }
+
+    #[test]
+    fn forward_transfer_is_above_chance_and_only_where_it_was_measured() {
+        let mut matrix = AccuracyMatrix {
+            percent: vec![
+                vec![50.0, 30.0],
+                vec![40.0, 60.0, 45.0],
+                vec![40.0, 55.0, 70.0],
+            ],
+            test_images: vec![10, 10, 20],
+        };
+        assert_eq!(matrix.forward_transfer(20.0), Some(17.5));
+        // What lies above the diagonal changes nothing else.
+        let with = (matrix.metrics(), matrix.micro_curve(), matrix.macro_curve());
+        for (t, row) in matrix.percent.iter_mut().enumerate() {
+            row.truncate(t + 1);
+        }
+        assert_eq!(
+            with,
+            (matrix.metrics(), matrix.micro_curve(), matrix.macro_curve())
+        );
+        assert_eq!(matrix.forward_transfer(20.0), None);
+        assert_eq!(
+            AccuracyMatrix {
+                percent: vec![vec![1.0]],
+                test_images: vec![1]
+            }
+            .forward_transfer(0.0),
+            None
+        );
     }
 }

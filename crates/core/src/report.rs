@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::metrics::{AccuracyMatrix, Metrics, mean, std_dev};
 use crate::run::Outcome;
-use crate::task::Stream;
+use crate::task::{Scenario, Stream};
 
 /// Raised when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -79,6 +79,9 @@ pub struct TaskRecord {
     pub train_images: usize,
     /// Test images.
     pub test_images: usize,
+    /// Its domain, in a domain-incremental stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
 }
 
 /// Accuracy on all classes seen, session by session.
@@ -99,6 +102,9 @@ pub struct Report {
     pub schema: u32,
     /// Name of the method.
     pub method: String,
+    /// Name of the scenario; left out where it is class-incremental.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<String>,
     /// Curves.
     pub session_accuracy: SessionAccuracy,
     /// Single numbers.
@@ -118,16 +124,30 @@ pub struct Report {
 impl Report {
     /// Puts an outcome on record.
     pub fn new(method: &str, stream: &Stream, outcome: &Outcome, fingerprint: Fingerprint) -> Self {
-        let metrics = outcome.accuracy.metrics();
+        let mut metrics = outcome.accuracy.metrics();
+        let domains: &[String] = match &stream.scenario {
+            Scenario::DomainIncremental(domains) => {
+                let chance = 100.0 / stream.classes() as f64;
+                metrics.forward_transfer = outcome.accuracy.forward_transfer(chance);
+                domains
+            }
+            _ => &[],
+        };
+        let scenario = match stream.scenario {
+            Scenario::ClassIncremental => None,
+            _ => Some(stream.scenario.name().to_owned()),
+        };
         let definitions = metrics.rows().into_iter();
         let tasks = stream.tasks.iter().map(|task| TaskRecord {
             classes: stream.class_names[task.info.classes.clone()].to_vec(),
             train_images: task.info.train_len,
             test_images: task.info.test_len,
+            domain: domains.get(task.info.index).cloned(),
         });
         Self {
             schema: SCHEMA,
             method: method.to_owned(),
+            scenario,
             session_accuracy: SessionAccuracy {
                 micro: outcome.accuracy.micro_curve(),
                 macro_: outcome.accuracy.macro_curve(),
@@ -249,9 +269,12 @@ impl Summary {
     }
 }
 
-/// SHA-256 of a stream's class names in order of arrival and its task sizes.
+/// SHA-256 of a stream's class names in order of arrival and its task sizes, and of its scenario and domains, if any.
 pub fn class_order_hash(stream: &Stream) -> String {
     let mut hash = Sha256::new();
+    if stream.scenario != Scenario::ClassIncremental {
+        hash.update(format!("{:?}", stream.scenario));
+    }
     for task in &stream.tasks {
         hash.update((task.info.classes.len() as u64).to_le_bytes());
     }

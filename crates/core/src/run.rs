@@ -1,12 +1,14 @@
 //! The run: tasks in order, each learned, then everything seen so far evaluated.
 
+use std::ops::Range;
+
 use candle_core::{D, Tensor};
 
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::metrics::AccuracyMatrix;
 use crate::report::{Cost, Prediction};
-use crate::task::{Stream, Task, TaskInfo, View};
+use crate::task::{Scenario, Stream, Task, TaskInfo, View};
 
 /// What a run needs besides a method and a stream.
 #[derive(Debug, Clone, Copy)]
@@ -103,9 +105,14 @@ pub fn run(
 
         let last = t + 1 == stream.tasks.len();
         let (mut row, mut counts) = (Vec::new(), Vec::new());
-        for seen in &stream.tasks[..=t] {
+        for seen in evaluated(stream, t) {
             let keep = last.then_some(&mut predictions);
-            let (hits, images) = evaluate(method, seen, options.eval_batch, keep, watch)?;
+            let among = match stream.scenario {
+                Scenario::TaskIncremental => Some(&seen.info.classes),
+                _ => None,
+            };
+            let batch = options.eval_batch;
+            let (hits, images) = evaluate(method, seen, among, batch, keep, watch)?;
             cost.images_evaluated += images as u64;
             row.push(100.0 * hits as f64 / images as f64);
             counts.push(images);
@@ -122,6 +129,12 @@ pub fn run(
         predictions,
         cost,
     })
+}
+
+/// The tasks whose test images are looked at after task `t`: all seen, and the next domain, whose classes are known.
+pub fn evaluated(stream: &Stream, t: usize) -> &[Task] {
+    let ahead = matches!(stream.scenario, Scenario::DomainIncremental(_));
+    &stream.tasks[..(t + 1 + usize::from(ahead)).min(stream.tasks.len())]
 }
 
 fn train_epoch(
@@ -167,6 +180,7 @@ fn train_epoch(
 fn evaluate(
     method: &dyn Method,
     task: &Task,
+    among: Option<&Range<usize>>,
     batch_size: usize,
     mut keep: Option<&mut Vec<Prediction>>,
     watch: &mut dyn Observer,
@@ -175,7 +189,7 @@ fn evaluate(
     for batch in task.test.batches(View::Plain, batch_size) {
         let batch = batch?;
         let scores = method.predict(&batch)?;
-        let (labels, values) = best(&scores, &task.info)?;
+        let (labels, values) = best(&scores, among, &task.info)?;
         for i in 0..batch.len() {
             hits += usize::from(labels[i] == batch.labels[i]);
             if let Some(keep) = keep.as_deref_mut() {
@@ -201,8 +215,21 @@ fn evaluate(
     Ok((hits, images))
 }
 
-/// The label of the largest score of each row, the smaller label where two are equal.
-fn best(scores: &Tensor, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
+/// The label of the largest score of each row, the smaller label where two are equal; of `among` only, where given.
+fn best(
+    scores: &Tensor,
+    among: Option<&Range<usize>>,
+    task: &TaskInfo,
+) -> Result<(Vec<u32>, Vec<f32>)> {
+    let (scores, first) = match among {
+        Some(classes) => (
+            scores
+                .narrow(1, classes.start, classes.len())?
+                .contiguous()?,
+            classes.start as u32,
+        ),
+        None => (scores.clone(), 0),
+    };
     let values: Vec<f32> = scores.max(D::Minus1)?.to_vec1()?;
     if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
         return Err(Error::State {
@@ -212,5 +239,9 @@ fn best(scores: &Tensor, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
             ),
         });
     }
-    Ok((scores.argmax(D::Minus1)?.to_vec1()?, values))
+    let labels: Vec<u32> = scores.argmax(D::Minus1)?.to_vec1()?;
+    Ok((
+        labels.into_iter().map(|label| first + label).collect(),
+        values,
+    ))
 }

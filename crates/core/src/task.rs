@@ -10,7 +10,7 @@ use crate::error::Result;
 /// A few images with their labels, ready for the backbone.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Normalised images, `(B, 3, H, W)`, f32.
+    /// Normalised images, `(B, 3, H, W)`, f32. `(B, 3, 0, 0)` in a stream for methods that read stored features alone.
     pub images: Tensor,
     /// Labels in order of arrival: the first class of the first task is 0.
     pub labels: Vec<u32>,
@@ -76,7 +76,8 @@ pub trait Split: Send + Sync {
 pub struct TaskInfo {
     /// Position in the stream, from 0.
     pub index: usize,
-    /// The labels that arrive with this task, consecutive by construction.
+    /// The labels that arrive with this task, consecutive by construction; all labels in every task of a
+    /// domain-incremental stream.
     pub classes: Range<usize>,
     /// Number of training images.
     pub train_len: usize,
@@ -95,9 +96,34 @@ pub struct Task {
     pub test: Arc<dyn Split>,
 }
 
-/// A sequence of tasks with disjoint classes (class-incremental), numbered in order of arrival.
+/// What arrives with a task, and what is known of a test image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Scenario {
+    /// New classes; predictions are over all classes seen.
+    #[default]
+    ClassIncremental,
+    /// New classes; the task of a test image is known, so predictions are over its classes alone.
+    TaskIncremental,
+    /// The same classes, all in every task, in new domains of these names.
+    DomainIncremental(Vec<String>),
+}
+
+impl Scenario {
+    /// As recipes and reports write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ClassIncremental => "class-incremental",
+            Self::TaskIncremental => "task-incremental",
+            Self::DomainIncremental(_) => "domain-incremental",
+        }
+    }
+}
+
+/// A sequence of tasks; classes are numbered in order of arrival.
 #[derive(Clone)]
 pub struct Stream {
+    /// How its tasks differ.
+    pub scenario: Scenario,
     /// The tasks in order.
     pub tasks: Vec<Task>,
     /// `class_names[label]` is the class that arrives as `label`.

@@ -155,7 +155,7 @@ pub enum Error {
 
 impl Error {
     /// A setting that does not hold.
-    pub(crate) fn setting(key: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub fn setting(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Setting {
             key: key.into(),
             problem: problem.into(),

@@ -226,6 +226,15 @@ struct File {
     size: u64,
 }
 
+impl File {
+    fn read(&self) -> Result<Vec<u8>> {
+        fs::read(&self.path).map_err(|source| Error::Read {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
 /// One part of a [`Folder`]. Its fingerprint covers class names, file names, labels and file **sizes**, not
 /// contents, because reading tens of thousands of files would take longer than many a run: an image that was
 /// replaced by another of the very same length goes unseen.
@@ -346,12 +355,12 @@ impl Source for FolderSource {
     }
 
     fn rgb(&self, index: usize) -> Result<RgbImage> {
-        let path = &self.files[index].path;
-        let bytes = fs::read(path).map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })?;
-        decode_rgb(&bytes, &path.display().to_string())
+        let file = &self.files[index];
+        decode_rgb(&file.read()?, &file.path.display().to_string())
+    }
+
+    fn content(&self, index: usize) -> Result<[u8; 32]> {
+        Ok(Sha256::digest(self.files[index].read()?).into())
     }
 
     fn fingerprint(&self) -> String {

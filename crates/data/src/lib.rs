@@ -30,6 +30,7 @@
 mod ahead;
 pub mod decode;
 pub mod demo;
+pub mod domain;
 mod draw;
 pub mod error;
 pub mod folder;
@@ -42,6 +43,7 @@ pub mod transform;
 
 pub use decode::decode_rgb;
 pub use demo::{DEMO_ATTRIBUTION, demo};
+pub use domain::{Domain, domain_incremental};
 pub use error::{Error, Result};
 pub use folder::{Folder, FolderSource, TestSplit};
 pub use image::RgbImage;

@@ -35,6 +35,8 @@ pub struct Loader {
     threads: usize,
     on_corrupt: OnCorrupt,
     skipped: Arc<Mutex<BTreeSet<String>>>,
+    /// False: batches of labels and ids alone.
+    pixels: bool,
 }
 
 impl Loader {
@@ -54,7 +56,17 @@ impl Loader {
             threads,
             on_corrupt,
             skipped: Arc::default(),
+            pixels: true,
         })
+    }
+
+    /// A loader whose batches have labels and ids, but no pixels (`(B, 3, 0, 0)`): for methods that read features which
+    /// are there already. Nothing is read or decoded; images that were left out so far are left out.
+    pub fn without_pixels(&self) -> Self {
+        Self {
+            pixels: false,
+            ..self.clone()
+        }
     }
 
     /// The checked preprocessing.
@@ -65,6 +77,11 @@ impl Loader {
     /// The names of the images that were left out so far, sorted; each is counted once, however many passes met it.
     pub fn skipped(&self) -> Vec<String> {
         held(&self.skipped).iter().cloned().collect()
+    }
+
+    /// Leaves an image out from now on, where pixels are not asked for.
+    pub fn leave_out(&self, name: &str) {
+        held(&self.skipped).insert(name.to_owned());
     }
 
     /// The split of the images `members` of `source`, in that order.
@@ -203,10 +220,17 @@ struct Pass {
     plain: bool,
     on_corrupt: OnCorrupt,
     skipped: Arc<Mutex<BTreeSet<String>>>,
+    pixels: bool,
     position: usize,
 }
 
 impl Pass {
+    fn left_out(&self, position: usize) -> bool {
+        let skipped = held(&self.skipped);
+        !skipped.is_empty()
+            && skipped.contains(&self.plan.part.source.name(self.plan.member(position)))
+    }
+
     fn new(split: &ImageSplit, view: View, batch: usize) -> Result<Self> {
         if batch == 0 {
             return Err(Error::setting(
@@ -220,7 +244,10 @@ impl Pass {
             let mut rng = draw::generator(Purpose::Shuffle, [seed, epoch, split.part.task]);
             draw::shuffle(&mut rng, &mut order);
         }
-        let threads = loader.threads.min(order.len());
+        let threads = match loader.pixels {
+            true => loader.threads.min(order.len()),
+            false => 0,
+        };
         let plan = Arc::new(Plan {
             part: Arc::clone(&split.part),
             transform: Arc::clone(&loader.transform),
@@ -240,13 +267,17 @@ impl Pass {
             plain: view == View::Plain || loader.transform.trains_on_plain(),
             on_corrupt: loader.on_corrupt,
             skipped: Arc::clone(&loader.skipped),
+            pixels: loader.pixels,
             position: 0,
             plan,
         })
     }
 
     fn put_together(&mut self) -> candlewick_core::Result<Option<Batch>> {
-        let (height, width) = self.plan.transform.size();
+        let (height, width) = match self.pixels {
+            true => self.plan.transform.size(),
+            false => (0, 0),
+        };
         let total = self.plan.order.len();
         let expected = self.batch.min(total - self.position);
         let mut pixels = Vec::with_capacity(expected * 3 * height * width);
@@ -255,6 +286,8 @@ impl Pass {
             let position = self.position;
             self.position += 1;
             let image = match &self.ahead {
+                _ if !self.pixels && self.left_out(position) => continue,
+                _ if !self.pixels => Ok(Vec::new()),
                 Some(ahead) => ahead.take(position),
                 None => self.plan.image(position),
             };

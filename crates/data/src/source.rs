@@ -34,6 +34,20 @@ pub trait Source: Send + Sync {
     /// When the image cannot be read or decoded; the message names it.
     fn rgb(&self, index: usize) -> Result<RgbImage>;
 
+    /// SHA-256 of what the image is made from: another digest for another picture. By default that of the decoded
+    /// pixels; sources of files take the file's bytes, which is faster.
+    ///
+    /// # Errors
+    /// When the image cannot be read; by default also when it cannot be decoded.
+    fn content(&self, index: usize) -> Result<[u8; 32]> {
+        let image = self.rgb(index)?;
+        let mut hash = Sha256::new();
+        hash.update(image.width().to_le_bytes());
+        hash.update(image.height().to_le_bytes());
+        hash.update(image.as_raw());
+        Ok(hash.finalize().into())
+    }
+
     /// A digest in hexadecimal of what is in the source; equal digests mean equal images, as far as the source
     /// documents it.
     fn fingerprint(&self) -> String;
@@ -49,6 +63,11 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// All images as one source: first those of `train`, then those of `test`. The index of an image is its id in a stream.
+    pub fn joined(&self) -> Arc<dyn Source> {
+        Arc::new(Joined(self.clone()))
+    }
+
     /// Checks the numbers of training and test images against what a recipe states; `data` says in the message
     /// where the data are.
     ///
@@ -69,6 +88,51 @@ impl Parts {
             }
         }
         Ok(())
+    }
+}
+
+struct Joined(Parts);
+
+impl Joined {
+    fn at(&self, index: usize) -> (&dyn Source, usize) {
+        match index.checked_sub(self.0.train.len()) {
+            None => (&*self.0.train, index),
+            Some(index) => (&*self.0.test, index),
+        }
+    }
+}
+
+impl Source for Joined {
+    fn classes(&self) -> &[String] {
+        self.0.train.classes()
+    }
+
+    fn len(&self) -> usize {
+        self.0.train.len() + self.0.test.len()
+    }
+
+    fn label(&self, index: usize) -> usize {
+        let (source, index) = self.at(index);
+        source.label(index)
+    }
+
+    fn name(&self, index: usize) -> String {
+        let (source, index) = self.at(index);
+        source.name(index)
+    }
+
+    fn rgb(&self, index: usize) -> Result<RgbImage> {
+        let (source, index) = self.at(index);
+        source.rgb(index)
+    }
+
+    fn content(&self, index: usize) -> Result<[u8; 32]> {
+        let (source, index) = self.at(index);
+        source.content(index)
+    }
+
+    fn fingerprint(&self) -> String {
+        self.0.train.fingerprint() + &self.0.test.fingerprint()
     }
 }
 
@@ -127,6 +191,10 @@ impl Source for MemorySource {
     fn rgb(&self, index: usize) -> Result<RgbImage> {
         let image = &self.images[index];
         decode_rgb(&image.bytes, &image.name)
+    }
+
+    fn content(&self, index: usize) -> Result<[u8; 32]> {
+        Ok(Sha256::digest(&self.images[index].bytes).into())
     }
 
     fn fingerprint(&self) -> String {

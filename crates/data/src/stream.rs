@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candlewick_core::{Stream, Task, TaskInfo};
+use candlewick_core::{Scenario, Stream, Task, TaskInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -162,6 +162,7 @@ pub fn class_incremental(
         start = labels.end;
     }
     Ok(Stream {
+        scenario: Scenario::ClassIncremental,
         tasks,
         class_names: order.iter().map(|class| classes[*class].clone()).collect(),
     })
@@ -178,7 +179,7 @@ fn by_class(parts: &Parts, training: bool) -> Vec<Vec<usize>> {
 }
 
 /// The first class that only one of two different lists has, or a difference in order.
-fn unpaired(train: &[String], test: &[String]) -> Error {
+pub(crate) fn unpaired(train: &[String], test: &[String]) -> Error {
     let lacking = |here: &[String], there: &[String], names: [&str; 2]| {
         here.iter()
             .find(|class| !there.contains(class))

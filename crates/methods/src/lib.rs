@@ -19,7 +19,7 @@ pub mod vpt;
 
 use std::sync::Arc;
 
-use candlewick_core::{Backbone, Error, Method, Result, Train};
+use candlewick_core::{Backbone, Error, Method, Result, Scenario, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use aper_vpt::AperVpt;
@@ -276,6 +276,28 @@ impl MethodConfig {
                 Ok(Some(train.clone()))
             }
             (false, None) => Ok(None),
+        }
+    }
+
+    /// Whether it reads nothing of a plain image but the frozen feature, so that stored ones are enough for it.
+    pub fn reads_features_alone(&self) -> bool {
+        matches!(self, Self::Linear(_) | Self::SimpleCil(_))
+    }
+
+    /// Refuses a stream that the method does not learn from: heads grow with the task, so only methods without one go over
+    /// the same classes again.
+    pub fn fits(&self, scenario: &Scenario) -> Result<()> {
+        match scenario {
+            Scenario::DomainIncremental(_) if !matches!(self, Self::SimpleCil(_)) => {
+                Err(Error::setting(
+                    "stream.kind",
+                    format!(
+                        "`{}` learns each class in one task; \"domain-incremental\" streams are for simplecil",
+                        self.about().name
+                    ),
+                ))
+            }
+            _ => Ok(()),
         }
     }
 

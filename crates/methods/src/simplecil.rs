@@ -82,9 +82,19 @@ impl Method for Prototypes {
 }
 
 /// The means of a feature over the training images of each class, in order of arrival, and the cosine with them.
+///
+/// A class that comes again, in another domain, has the mean of all its images.
 pub struct ClassMeans {
     dim: usize,
     means: Vec<Vec<f32>>,
+    /// What the means are of; `None` where they were loaded.
+    sums: Vec<Option<Sum>>,
+}
+
+#[derive(Clone)]
+struct Sum {
+    values: Vec<f64>,
+    images: usize,
 }
 
 /// Under this name the means are saved, `(classes, dim)`.
@@ -96,12 +106,18 @@ impl ClassMeans {
         Self {
             dim,
             means: Vec::new(),
+            sums: Vec::new(),
         }
     }
 
     /// Makes room for the classes of a task.
     pub fn grow(&mut self, task: &TaskInfo) {
+        let none = Sum {
+            values: vec![0.0; self.dim],
+            images: 0,
+        };
         self.means.resize(task.classes.end, vec![0.0; self.dim]);
+        self.sums.resize(task.classes.end, Some(none));
     }
 
     /// Takes the means of `feature`, `(B, dim)`, over the plain training images of a task.
@@ -114,32 +130,42 @@ impl ClassMeans {
     ) -> Result<()> {
         let classes = &task.info.classes;
         // f64 sums: the mean does not depend on how images are grouped into batches.
-        let mut sums = vec![vec![0f64; self.dim]; classes.len()];
-        let mut counts = vec![0usize; classes.len()];
+        let state = |problem: String| Error::State { problem };
         for batch in task.train.batches(View::Plain, batch) {
             let batch = batch?;
             let features: Vec<Vec<f32>> = feature(&batch)?.to_vec2()?;
             for (feature, &label) in features.iter().zip(&batch.labels) {
-                let class = label as usize - classes.start;
-                counts[class] += 1;
-                for (sum, value) in sums[class].iter_mut().zip(feature) {
+                let class = label as usize;
+                let Some(Some(sum)) = self.sums.get_mut(class) else {
+                    return Err(state(format!(
+                        "class {} was loaded as a mean, so no images can be added to it",
+                        class + 1
+                    )));
+                };
+                sum.images += 1;
+                for (sum, value) in sum.values.iter_mut().zip(feature) {
                     *sum += f64::from(*value);
                 }
             }
             progress(batch.len())?;
         }
-        for (class, (sum, count)) in sums.iter().zip(counts).enumerate() {
-            if count == 0 {
-                return Err(Error::State {
-                    problem: format!(
-                        "class {} of task {} has no readable training image, so it has no mean",
-                        class + 1,
-                        task.info.index + 1
-                    ),
-                });
+        // Every class has images in the task it arrives with; in a stream of domains, perhaps in a later one.
+        let labels = task.train.labels();
+        for class in classes.clone() {
+            let Some(sum) = &self.sums[class] else {
+                continue;
+            };
+            if sum.images == 0 && labels.contains(&(class as u32)) {
+                return Err(state(format!(
+                    "class {} of task {} has no readable training image, so it has no mean",
+                    class - classes.start + 1,
+                    task.info.index + 1
+                )));
             }
-            let mean = sum.iter().map(|s| (s / count as f64) as f32);
-            self.means[classes.start + class] = mean.collect();
+            if sum.images > 0 {
+                let mean = sum.values.iter().map(|s| (s / sum.images as f64) as f32);
+                self.means[class] = mean.collect();
+            }
         }
         Ok(())
     }
@@ -152,7 +178,11 @@ impl ClassMeans {
         for feature in &features {
             let norm = dot(feature, feature).sqrt();
             let row = self.means.iter().zip(&norms);
-            scores.extend(row.map(|(m, n)| (dot(feature, m) / (norm * n)) as f32));
+            // Of a class without images there is no mean: it is never the nearest.
+            scores.extend(row.map(|(m, n)| match *n > 0.0 {
+                true => (dot(feature, m) / (norm * n)) as f32,
+                false => f32::NEG_INFINITY,
+            }));
         }
         let shape = (features.len(), self.means.len());
         Ok(Tensor::from_vec(scores, shape, &Device::Cpu)?)
@@ -174,6 +204,7 @@ impl ClassMeans {
         match rest.remove(NAME) {
             Some(means) if means.dims() == expected => {
                 self.means = means.to_vec2()?;
+                self.sums = vec![None; rows];
                 Ok(rest)
             }
             found => Err(Error::State {

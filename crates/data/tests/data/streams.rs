@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::fs;
 use std::sync::Arc;
 
-use candlewick_core::{Stream, View};
+use candlewick_core::{Scenario, Stream, View};
 use candlewick_data::order::{Mt19937, numpy_permutation, python_shuffle};
 use candlewick_data::{
-    ClassIncremental, DEMO_ATTRIBUTION, Error, Interpolation, Loader, MemoryImage, MemorySource,
-    OnCorrupt, Order, Parts, Preprocess, Source, class_incremental, demo,
+    ClassIncremental, DEMO_ATTRIBUTION, Domain, Error, Interpolation, Loader, MemoryImage,
+    MemorySource, OnCorrupt, Order, Parts, Preprocess, Source, class_incremental, demo,
+    domain_incremental,
 };
 use serde_json::Value;
 
@@ -312,4 +313,97 @@ fn the_demo_is_whole_and_names_its_artists() {
             2
         );
     }
+}
+
+#[test]
+fn domains_are_taken_from_names() {
+    for (name, file, folder) in [
+        ("train/cat/noto-v1.png", "noto-v1", "cat"),
+        ("train/cat/sketch/1.2.png", "1.2", "sketch"),
+        ("bare", "bare", ""),
+    ] {
+        assert_eq!(Domain::File.of(name), file);
+        assert_eq!(Domain::Folder.of(name), folder);
+    }
+    let parts = demo().unwrap();
+    // No pixel is needed to see who is in it.
+    let loader = Loader::new(&settings(), 1, OnCorrupt::Stop).unwrap();
+    let loader = loader.without_pixels();
+    let order = Order::Numpy(1993);
+    let stream = domain_incremental(&parts, Domain::File, &order, &loader).unwrap();
+    let Scenario::DomainIncremental(domains) = &stream.scenario else {
+        panic!("{:?}", stream.scenario)
+    };
+    let mut sorted = domains.clone();
+    sorted.sort();
+    assert_eq!(sorted.len(), 9);
+    assert_ne!(&sorted, domains);
+    assert_eq!(stream.class_names, parts.train.classes());
+    let mut ids = std::collections::BTreeSet::new();
+    for (task, domain) in stream.tasks.iter().zip(domains) {
+        assert_eq!(task.info.classes, 0..50);
+        for split in [&task.train, &task.test] {
+            for batch in split.batches(View::Plain, 16) {
+                let batch = batch.unwrap();
+                for (id, label) in batch.ids.iter().zip(&batch.labels) {
+                    let name = split.image_name(*id);
+                    assert!(name.ends_with(&format!("/{domain}.png")), "{name}");
+                    let class = &stream.class_names[*label as usize];
+                    assert!(name.contains(&format!("/{class}/")), "{name}: {class}");
+                    assert!(ids.insert(*id), "{name} twice");
+                }
+            }
+        }
+    }
+    assert_eq!(ids.len(), parts.train.len() + parts.test.len());
+    let wrong = domain_incremental(&parts, Domain::File, &Order::Positions(vec![0]), &loader);
+    assert!(wrong.is_err());
+}
+
+#[test]
+fn without_pixels_a_batch_has_everything_else() {
+    let parts = demo().unwrap();
+    let loader = Loader::new(&settings(), 1, OnCorrupt::Skip).unwrap();
+    let spec = ClassIncremental {
+        increment: Some(25),
+        ..ClassIncremental::default()
+    };
+    let left_out = parts.train.name(3);
+    let full = class_incremental(&parts, &spec, &loader).unwrap();
+    let bare = class_incremental(&parts, &spec, &loader.without_pixels()).unwrap();
+    for view in [View::Plain, View::Train { seed: 1, epoch: 2 }] {
+        let full = full.tasks[0].train.batches(view, 7).map(Result::unwrap);
+        let bare = bare.tasks[0].train.batches(view, 7).map(Result::unwrap);
+        for (full, bare) in full.zip(bare) {
+            assert_eq!(bare.images.dims(), [bare.len(), 3, 0, 0]);
+            assert_eq!((full.ids, full.labels), (bare.ids, bare.labels));
+            assert_eq!(full.plain, bare.plain);
+        }
+    }
+    loader.leave_out(&left_out);
+    let ids = bare.tasks[0]
+        .train
+        .batches(View::Plain, 7)
+        .flat_map(|b| b.unwrap().ids);
+    let ids: Vec<u64> = ids.collect();
+    assert_eq!(ids.len(), bare.tasks[0].train.len() - 1);
+    assert!(!ids.contains(&3));
+}
+
+#[test]
+fn a_picture_is_known_by_its_content() {
+    let parts = demo().unwrap();
+    let joined = parts.joined();
+    assert_eq!(joined.len(), parts.train.len() + parts.test.len());
+    let first_test = parts.train.len();
+    assert_eq!(joined.name(first_test), parts.test.name(0));
+    assert_eq!(
+        joined.content(first_test).unwrap(),
+        parts.test.content(0).unwrap()
+    );
+    assert_eq!(joined.label(first_test), parts.test.label(0));
+    let all: std::collections::BTreeSet<[u8; 32]> = (0..joined.len())
+        .map(|i| joined.content(i).unwrap())
+        .collect();
+    assert_eq!(all.len(), joined.len());
 }

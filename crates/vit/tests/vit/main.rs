@@ -435,3 +435,40 @@ fn a_wrong_image_size_says_what_to_set() {
     let text = load(&path, &Options::default()).unwrap_err().to_string();
     assert!(text.contains("backbone.heads"), "{text}");
 }
+
+/// Sizes at which the kernels group 24, 8, 6, 2 and 1 images: 65, 197, 257, 577 and 1025 tokens.
+#[test]
+fn a_query_feature_is_the_images_own_bit_for_bit() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/vit-micro/model.safetensors");
+    for (size, most) in [(64, 51), (112, 18), (128, 14), (192, 5), (256, 3)] {
+        for precision in precisions() {
+            let options = Options {
+                image_size: Some(size),
+                depth: Some(1),
+                precision,
+                ..heads(4)
+            };
+            let vit = load(&path, &options).unwrap();
+            let values = (0..most * 3 * size * size).map(|i| ((i * i % 9973) as f32 * 0.7).sin());
+            let shape = (most, 3, size, size);
+            let images = Tensor::from_iter(values, &Device::Cpu).unwrap();
+            let images = images.reshape(shape).unwrap();
+            let bits = |from: usize, n: usize| -> Vec<Vec<u32>> {
+                let query = vit.query(&images.narrow(0, from, n).unwrap()).unwrap();
+                let rows: Vec<Vec<f32>> = query.to_vec2().unwrap();
+                rows.into_iter()
+                    .map(|row| row.into_iter().map(f32::to_bits).collect())
+                    .collect()
+            };
+            let alone: Vec<_> = (0..most).flat_map(|i| bits(i, 1)).collect();
+            for n in 2..=most {
+                // Also from the second image on, so that places differ.
+                for from in [0, most - n] {
+                    let what = format!("{precision:?}, {size} px, {n} from {from}");
+                    assert!(bits(from, n) == alone[from..from + n], "{what}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Many runs in one: the same numbers as one by one, kept whatever happens.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::lab::{Lab, Said};
+
+const SWEEP: &str = r#"
+seeds = [3, 1, 2]
+[base]
+[base.data]
+path = "images"
+[base.stream]
+increment = 2
+order = "seed"
+[base.backbone]
+name = "vit-micro"
+depth = 1
+[[stream]]
+increment = 2
+[[stream]]
+increment = 3
+[[method]]
+name = "simplecil"
+[[method]]
+name = "linear"
+train = { epochs = 2, batch = 4, optimizer = "adam", lr = 1.0 }
+grid = { "train.lr" = [0.01, 0.1] }
+"#;
+
+const CELLS: usize = 3 * 2 * 3;
+
+/// What does not tell the time.
+const RESULT: [&str; 3] = ["sweep.json", "table.txt", "sweep.svg"];
+
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("s.toml", SWEEP);
+    lab
+}
+
+fn sweep(lab: &Lab, line: &str) -> Said {
+    let said = lab.say(&format!("sweep s.toml {line}"));
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    said
+}
+
+fn same(lab: &Lab, one: &str, two: &str) {
+    for file in RESULT {
+        let (a, b) = (format!("{one}/{file}"), format!("{two}/{file}"));
+        assert!(lab.read(&a) == lab.read(&b), "{a} and {b}");
+    }
+}
+
+#[test]
+fn a_cell_is_the_run_of_its_recipe() {
+    let lab = lab();
+    let said = sweep(&lab, "--out s");
+    assert!(
+        said.err
+            .contains(&format!("{CELLS} cells to run, 0 are kept")),
+        "{}",
+        said.err
+    );
+    assert!(said.out.contains("linear train.lr=0.01"), "{}", said.out);
+    assert!(
+        said.out
+            .contains("linear train.lr=0.01 − linear train.lr=0.1"),
+        "{}",
+        said.out
+    );
+    let json = lab.json("s/sweep.json");
+    assert_eq!(json["rows"].as_array().unwrap().len(), 6);
+    // Pairs within a stream, for each of five metrics.
+    assert_eq!(json["pairs"].as_array().unwrap().len(), 2 * 3 * 5);
+    let more = "--seeds 3,1,2 --set stream.increment=3 --set stream.order=seed --set train.epochs=2 --set train.lr=0.1";
+    lab.run("linear", "runs", more);
+    let row = json["rows"].as_array().unwrap().iter().find(|row| {
+        row["method"] == "linear"
+            && row["stream"] == "increment=3"
+            && row["settings"] == "train.lr=0.1"
+    });
+    let summary = lab.json("runs/summary.json");
+    for metric in row.unwrap()["metrics"].as_array().unwrap() {
+        let name = metric["name"].as_str().unwrap();
+        for key in ["mean", "std", "values"] {
+            let (a, b) = (&metric[key], &summary["metrics"][name][key]);
+            assert!(near(a, b), "{name} {key}: {a} {b}");
+        }
+    }
+    let csv = lab.text("s/sweep.csv");
+    assert_eq!(csv.lines().count(), 1 + CELLS);
+    assert!(csv.starts_with("backbone,stream,method,settings,seed,average_incremental_accuracy,"));
+    assert!(lab.text("s/sweep.svg").starts_with("<svg"));
+}
+
+/// JSON may be read one bit off.
+fn near(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(a, b))
+        }
+        _ => (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-9,
+    }
+}
+
+#[test]
+fn finished_cells_are_kept_and_spoilt_ones_are_not() {
+    let lab = lab();
+    sweep(&lab, "--out whole --threads 1");
+    sweep(&lab, "--out again --threads 2");
+    same(&lab, "whole", "again");
+    let kept = |line: &str, missing: usize| {
+        let said = sweep(&lab, line);
+        let line = format!("{missing} cells to run, {} are kept", CELLS - missing);
+        assert!(said.err.contains(&line), "{}", said.err);
+        same(&lab, "whole", "again");
+    };
+    kept("--out again", 0);
+    let mut cells = lab.names("again/cells").into_iter();
+    let mut cell = || lab.path("again/cells").join(cells.next().unwrap());
+    fs::remove_file(cell()).unwrap();
+    let flipped = cell();
+    let text = fs::read_to_string(&flipped).unwrap();
+    let at = text.find("last_accuracy_micro").unwrap() + 24;
+    let mut bytes = text.into_bytes();
+    bytes[at..]
+        .iter_mut()
+        .find(|b| b.is_ascii_digit())
+        .map(|b| *b ^= 1)
+        .unwrap();
+    fs::write(&flipped, bytes).unwrap();
+    fs::write(cell(), "{").unwrap();
+    kept("--out again", 3);
+    // What is asked for otherwise is another cell.
+    let said = sweep(&lab, "--out again --set seeds=[1,2,4]");
+    assert!(
+        said.err.contains("6 cells to run, 12 are kept"),
+        "{}",
+        said.err
+    );
+    let said = sweep(&lab, "--out again --set base.preprocess.crop=56");
+    assert!(
+        said.err.contains("18 cells to run, 0 are kept"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn what_a_sweep_cannot_do_it_says_before_any_work() {
+    let lab = lab();
+    for (change, parts) in [
+        ("--set seeds=[]", vec!["s.toml", "seeds"]),
+        ("--set seeds=[1,1]", vec!["given twice"]),
+        ("--set seds=[1]", vec!["`seds`", "did you mean `seeds`"]),
+        ("--set base.seed=1", vec!["[base]", "`seed`"]),
+        (
+            "--set base.stream.incremnt=1",
+            vec!["`stream.incremnt`", "did you mean `increment`"],
+        ),
+        ("--set base.data.path=nowhere", vec!["nowhere"]),
+    ] {
+        let said = lab.say(&format!("sweep s.toml --out s {change}"));
+        said.failed(&parts);
+        assert!(lab.names("s/cells").is_empty(), "{change}");
+    }
+    lab.say("sweep none.toml")
+        .failed(&["none.toml", "examples/sweeps"]);
+    lab.write("taken", "a file");
+    lab.say("sweep s.toml --out taken/s")
+        .failed(&["taken/s", "cannot be written"]);
+}
+
+/// SIGKILL at random moments, 20 times and more, also while the features are computed.
+#[cfg(unix)]
+#[test]
+fn killing_a_sweep_loses_no_finished_cell() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    let lab = lab();
+    let started = Instant::now();
+    sweep(&lab, "--out whole --threads 1");
+    let whole = started.elapsed();
+    fs::remove_dir_all(lab.path("features")).unwrap();
+    let (mut kills, mut before, mut between) = (0, 0, 0);
+    let mut random = 1u64;
+    while kills < 20 {
+        let mut child = lab
+            .process(env!("CARGO_BIN_EXE_candlewick"))
+            .args(["sweep", "s.toml", "--out", "killed", "--threads", "1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let part = (random >> 33) as f64 / (1u64 << 31) as f64;
+        // At work on a cell, after up to three others.
+        let wait = (before + (4.0 * part) as usize).min(CELLS);
+        let patience = Instant::now() + Duration::from_secs(60);
+        while lab.names("killed/cells").len() < wait && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(whole.mul_f64(part / CELLS as f64));
+        let ended = child.try_wait().unwrap().is_some();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += usize::from(!ended);
+        let names = lab.names("killed/cells").into_iter();
+        let found = names.filter(|name| name.ends_with(".json")).count();
+        assert!(found >= before, "{found} of {before} are left");
+        between += usize::from(found > before && found < CELLS);
+        before = found;
+        if ended {
+            same(&lab, "whole", "killed");
+            fs::remove_dir_all(lab.path("killed")).unwrap();
+            before = 0;
+        }
+    }
+    assert!(between > 3, "it was never at work when it was killed");
+    let said = sweep(&lab, "--out killed");
+    assert!(
+        said.err.contains(&format!("{before} are kept")),
+        "{}",
+        said.err
+    );
+    same(&lab, "whole", "killed");
+}
