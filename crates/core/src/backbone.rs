@@ -1,12 +1,13 @@
 //! What the rest of candlewick needs from a backbone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Device, Tensor, Var};
 
 use crate::error::{Error, Result};
+use crate::method::State;
 use crate::prompt::{Cue, NoPrompt, Outputs, Prompt};
 use crate::task::Batch;
 
@@ -116,6 +117,31 @@ pub trait Backbone: Send + Sync {
     fn query_batch(&self, batch: &Batch) -> Result<Tensor> {
         self.query(&batch.images)
     }
+
+    /// A copy in which every weight is a variable, for methods that train the whole network.
+    fn thaw(&self) -> Result<Thawed> {
+        Err(Error::State {
+            problem: "this backbone cannot be trained itself; use a method that leaves it frozen"
+                .into(),
+        })
+    }
+
+    /// A frozen copy with `weights` in place of its own, under the names that [`thaw`](Self::thaw) gives them.
+    fn with_weights(&self, weights: &State) -> Result<Arc<dyn Backbone>> {
+        let _ = weights;
+        Err(Error::State {
+            problem: "this backbone cannot take other weights; use a method that leaves it frozen"
+                .into(),
+        })
+    }
+}
+
+/// A backbone that trains.
+pub struct Thawed {
+    /// The network over the variables.
+    pub backbone: Arc<dyn Backbone>,
+    /// Every weight by its canonical name.
+    pub weights: BTreeMap<String, Var>,
 }
 
 /// A frozen backbone that remembers the query feature of every image it saw un-augmented, so that

@@ -20,7 +20,7 @@ pub mod schedule;
 pub mod task;
 pub mod train;
 
-pub use backbone::{Backbone, Features, Frozen, Spec};
+pub use backbone::{Backbone, Features, Frozen, Spec, Thawed};
 pub use error::{Error, Result};
 pub use method::{Method, Progress, State};
 pub use metrics::{AccuracyMatrix, Metrics};

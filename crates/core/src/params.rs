@@ -109,6 +109,17 @@ impl Params {
         Ok(tensor)
     }
 
+    /// Takes a variable made elsewhere, such as a weight of a thawed backbone, under `name`.
+    pub fn adopt(&mut self, name: &str, var: Var) -> Result<()> {
+        if self.vars.contains_key(name) {
+            return Err(Error::State {
+                problem: format!("parameter `{name}` exists already; use another name"),
+            });
+        }
+        self.vars.insert(name.to_owned(), var);
+        Ok(())
+    }
+
     /// The current value of `name`.
     pub fn get(&self, name: &str) -> Result<Tensor> {
         match self.vars.get(name) {

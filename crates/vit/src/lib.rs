@@ -11,6 +11,7 @@ pub mod layout;
 mod linear;
 mod ops;
 mod position;
+mod thaw;
 pub mod vit;
 pub mod weights;
 

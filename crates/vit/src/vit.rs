@@ -2,11 +2,12 @@
 //! (Dosovitskiy et al. 2021; `timm:models/vision_transformer.py`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::{
     Backbone, Cue, Features, Injection, NoPrompt, Op, Outputs, Position, Prompt,
-    Result as CoreResult, Site, Span, Spec,
+    Result as CoreResult, Site, Span, Spec, State, Thawed,
 };
 
 use candlewick_kernels as kernels;
@@ -71,6 +72,7 @@ impl Precision {
 pub struct Vit {
     spec: Spec,
     layout: Layout,
+    eps: f64,
     precision: kernels::Precision,
     device: Device,
     patch_embed: Linear,
@@ -97,15 +99,6 @@ impl Vit {
         let grid = grid(image_size, sizes.patch)?;
         let patch_positions = position::resample(&trained, grid, grid, read.resample)?;
 
-        let get = |name: &str| read.tensors[name].clone();
-        let norm = |name: &str| {
-            let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
-            LayerNorm::new(get(&w), get(&b), eps)
-        };
-        let blocks = (0..sizes.depth)
-            .map(|i| Block::new(i, heads, eps, precision, &read.tensors))
-            .collect();
-        let patch = get("patch_embed.proj.weight").flatten_from(1)?;
         let spec = Spec {
             image_size,
             patch_size: sizes.patch,
@@ -116,20 +109,68 @@ impl Vit {
             registers: sizes.registers,
             parameters: read.tensors.values().map(Tensor::elem_count).sum(),
         };
+        let positions = (
+            cls_position.map(|row| row.unsqueeze(0)).transpose()?,
+            patch_positions.unsqueeze(0)?,
+        );
+        Self::assemble(
+            spec,
+            read.layout,
+            eps,
+            precision,
+            device,
+            read.tensors,
+            positions,
+        )
+    }
+
+    /// From tensors by their canonical names, which must all be there, and the positions of CLS and patches.
+    pub(crate) fn assemble(
+        spec: Spec,
+        layout: Layout,
+        eps: f64,
+        precision: kernels::Precision,
+        device: &Device,
+        weights: BTreeMap<String, Tensor>,
+        (cls_position, patch_positions): (Option<Tensor>, Tensor),
+    ) -> Result<Self> {
+        let get = |name: &str| weights[name].clone();
+        let blocks = (0..spec.depth)
+            .map(|i| Block::new(i, spec.heads, eps, precision, &weights))
+            .collect();
+        let patch = get("patch_embed.proj.weight").flatten_from(1)?;
         Ok(Self {
-            layout: read.layout,
+            layout,
+            eps,
             precision,
             device: device.clone(),
             patch_embed: Linear::new(patch, get("patch_embed.proj.bias"), precision),
             cls: get("cls_token"),
-            cls_position: cls_position.map(|row| row.unsqueeze(0)).transpose()?,
-            patch_positions: patch_positions.unsqueeze(0)?,
-            registers: read.tensors.get("reg_token").cloned(),
+            cls_position,
+            patch_positions,
+            registers: weights.get("reg_token").cloned(),
             blocks,
-            norm: norm("norm"),
+            norm: LayerNorm::new(get("norm.weight"), get("norm.bias"), eps),
             spec,
-            weights: read.tensors,
+            weights,
         })
+    }
+
+    /// The same network over other tensors.
+    pub(crate) fn with(
+        &self,
+        weights: BTreeMap<String, Tensor>,
+        positions: (Option<Tensor>, Tensor),
+    ) -> Result<Self> {
+        Self::assemble(
+            self.spec.clone(),
+            self.layout,
+            self.eps,
+            self.precision,
+            &self.device,
+            weights,
+            positions,
+        )
     }
 
     /// The layout its file had.
@@ -292,6 +333,14 @@ impl Backbone for Vit {
             prompts: 1..1 + staying,
             aux_loss,
         })
+    }
+
+    fn thaw(&self) -> CoreResult<Thawed> {
+        self.thawed().map_err(into_core)
+    }
+
+    fn with_weights(&self, weights: &State) -> CoreResult<Arc<dyn Backbone>> {
+        Ok(Arc::new(self.rebuilt(weights).map_err(into_core)?))
     }
 }
 
