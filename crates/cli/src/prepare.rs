@@ -1,12 +1,13 @@
 //! From a recipe to the things a run is made of.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
-use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream};
+use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
 use candlewick_data::{Loader, Parts, Preprocess, Source, demo};
 use candlewick_methods::MethodConfig;
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
@@ -348,6 +349,13 @@ impl Backbone for Blueprint {
     fn forward(&self, _: &Tensor, _: &dyn Prompt, _: &Cue) -> candlewick_core::Result<Features> {
         Err(candlewick_core::Error::State {
             problem: "a blueprint of a backbone cannot look at images".into(),
+        })
+    }
+
+    fn thaw(&self) -> candlewick_core::Result<Thawed> {
+        Ok(Thawed {
+            backbone: Arc::new(Self(self.0.clone())),
+            weights: BTreeMap::new(),
         })
     }
 }

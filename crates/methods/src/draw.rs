@@ -1,6 +1,8 @@
-//! How the prompts and keys of a pool start.
+//! How the prompts and keys of a pool start, and the order of things.
 
 use candlewick_core::{Error, Init, Result};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::RngCore as _;
 use serde::{Deserialize, Serialize};
 
 /// A uniform distribution, by the name of the code that has it or by its ends.
@@ -52,5 +54,13 @@ impl Draw {
                 format!("must be [low, high] with low < high, found [{low}, {high}]"),
             )),
         }
+    }
+}
+
+/// Fisher and Yates, the same on every machine.
+pub(crate) fn shuffle(order: &mut [usize], rng: &mut ChaCha8Rng) {
+    for i in (1..order.len()).rev() {
+        // The bias is below 2⁻³² for anything that fits into memory.
+        order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
     }
 }

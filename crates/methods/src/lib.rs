@@ -4,17 +4,29 @@
 //! [`MethodConfig`] is the list of them. A method from outside needs no entry here: it calls
 //! [`candlewick_core::run::run`] itself, and [`conformance::check`] holds it to the same laws.
 
+pub mod adapter;
+pub mod aper;
 pub mod aper_vpt;
 pub mod choice;
+pub mod classifier;
 pub mod coda;
 pub mod conformance;
 pub mod dap;
 pub mod draw;
 pub mod dualprompt;
+pub mod fecam;
+pub mod herding;
+pub mod joint_linear;
+pub mod joint_ridge;
+pub mod knn;
 pub mod l2p;
 pub mod linear;
+pub mod nearest_mean;
 pub mod random_prompt;
+pub mod ranpac;
 pub mod simplecil;
+pub mod ssf;
+pub mod tuning;
 pub mod vpt;
 
 use std::sync::Arc;
@@ -22,16 +34,25 @@ use std::sync::Arc;
 use candlewick_core::{Backbone, Error, Method, Result, Scenario, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use aper::Aper;
 pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
+pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
+pub use fecam::FeCam;
+pub use joint_linear::JointLinear;
+pub use joint_ridge::JointRidge;
+pub use knn::Knn;
 pub use l2p::L2p;
 pub use linear::Linear;
+pub use nearest_mean::NearestMean;
 pub use random_prompt::RandomPrompt;
+pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
+pub use tuning::Tuning;
 pub use vpt::Vpt;
 
 /// A method and its settings.
@@ -58,6 +79,23 @@ pub enum MethodConfig {
     DualPrompt(DualPrompt),
     /// See [`coda`].
     Coda(Coda),
+    /// See [`nearest_mean`].
+    #[serde(rename = "nearest-mean")]
+    NearestMean(NearestMean),
+    /// See [`ranpac`].
+    RanPac(RanPac),
+    /// See [`fecam`].
+    FeCam(FeCam),
+    /// See [`knn`].
+    Knn(Knn),
+    /// See [`joint_ridge`].
+    #[serde(rename = "joint-ridge")]
+    JointRidge(JointRidge),
+    /// See [`joint_linear`].
+    #[serde(rename = "joint-linear")]
+    JointLinear(JointLinear),
+    /// See [`aper`].
+    Aper(Aper),
 }
 
 /// What `candlewick methods` shows of a method.
@@ -69,12 +107,18 @@ pub struct About {
     pub what: &'static str,
     /// Where it comes from.
     pub paper: &'static str,
-    /// Whether it reads the `[train]` table.
+    /// Whether it reads the `[train]` table; some do with `[method.tuning]` alone, see [`MethodConfig::trains`].
     pub trains: bool,
 }
 
 /// All methods, in the order of their names.
-pub const METHODS: [About; 9] = [
+pub const METHODS: [About; 16] = [
+    About {
+        name: "aper",
+        what: "the backbone tuned on the first task, then class means of frozen and tuned features",
+        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
+        trains: true,
+    },
     About {
         name: "aper-vpt",
         what: "prompts tuned on the first task, then class means of frozen and tuned features",
@@ -100,6 +144,30 @@ pub const METHODS: [About; 9] = [
         trains: true,
     },
     About {
+        name: "fecam",
+        what: "nearest class mean by the covariance of each class",
+        paper: "Goswami et al. 2023, FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning",
+        trains: false,
+    },
+    About {
+        name: "joint-linear",
+        what: "a linear head trained on all classes seen; the ceiling of linear heads",
+        paper: "-",
+        trains: true,
+    },
+    About {
+        name: "joint-ridge",
+        what: "ridge regression on all classes seen; the ceiling of statistics",
+        paper: "-",
+        trains: false,
+    },
+    About {
+        name: "knn",
+        what: "the nearest training features vote; memory grows with every image",
+        paper: "-",
+        trains: false,
+    },
+    About {
         name: "l2p",
         what: "a pool of prompt tokens, chosen per image by learned keys",
         paper: "Wang et al. 2022, Learning to Prompt for Continual Learning",
@@ -112,10 +180,22 @@ pub const METHODS: [About; 9] = [
         trains: true,
     },
     About {
+        name: "nearest-mean",
+        what: "class means of the frozen feature, nearest by Euclidean, cosine or Mahalanobis distance",
+        paper: "Hayes and Kanan 2020, Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis",
+        trains: false,
+    },
+    About {
         name: "random-prompt",
         what: "deep prompts that are drawn and never trained; the floor of deep prompts",
         paper: "-",
         trains: true,
+    },
+    About {
+        name: "ranpac",
+        what: "ridge regression on a random projection of the feature",
+        paper: "McDonnell et al. 2023, RanPAC: Random Projections and Pre-trained Models for Continual Learning",
+        trains: false,
     },
     About {
         name: "simplecil",
@@ -146,6 +226,12 @@ pub struct Compat {
 
 /// All of them, by method and switch; [`MethodConfig::compat`] gives those in use as `method.switch`.
 pub const COMPAT: &[Compat] = &[
+    Compat {
+        method: "aper",
+        switch: "tuning.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
     Compat {
         method: "aper-vpt",
         switch: "init=zeros",
@@ -183,6 +269,18 @@ pub const COMPAT: &[Compat] = &[
         source: "JH-LEE-KR/dualprompt-pytorch:prompt.py, LAMDA-CL/LAMDA-PILOT:backbone/prompt.py",
     },
     Compat {
+        method: "fecam",
+        switch: "compat=pilot",
+        what: "correlates the rows of a covariance plus 100 I, which leaves it near I: all but nearest mean",
+        source: "LAMDA-CL/LAMDA-PILOT:models/fecam.py",
+    },
+    Compat {
+        method: "fecam",
+        switch: "tuning.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
         method: "l2p",
         switch: "batch_vote=always",
         what: "a batch chooses its prompts together, at test too: predictions depend on the batch",
@@ -193,6 +291,18 @@ pub const COMPAT: &[Compat] = &[
         switch: "batch_vote=train",
         what: "a batch chooses its prompts together, in training alone",
         source: "google-research/l2p:models/prompt.py",
+    },
+    Compat {
+        method: "ranpac",
+        switch: "compat=pilot",
+        what: "scores are cosines: the norms of the ridge solution are thrown away",
+        source: "LAMDA-CL/LAMDA-PILOT:models/ranpac.py, backbone/linears.py",
+    },
+    Compat {
+        method: "ranpac",
+        switch: "tuning.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
     },
     Compat {
         method: "vpt",
@@ -218,6 +328,13 @@ impl MethodConfig {
             "random-prompt" => Self::RandomPrompt(RandomPrompt::deserialize(settings)?),
             "dualprompt" => Self::DualPrompt(DualPrompt::deserialize(settings)?),
             "coda" => Self::Coda(Coda::deserialize(settings)?),
+            "nearest-mean" => Self::NearestMean(NearestMean::deserialize(settings)?),
+            "ranpac" => Self::RanPac(RanPac::deserialize(settings)?),
+            "fecam" => Self::FeCam(FeCam::deserialize(settings)?),
+            "knn" => Self::Knn(Knn::deserialize(settings)?),
+            "joint-ridge" => Self::JointRidge(JointRidge::deserialize(settings)?),
+            "joint-linear" => Self::JointLinear(JointLinear::deserialize(settings)?),
+            "aper" => Self::Aper(Aper::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -247,6 +364,21 @@ impl MethodConfig {
                 Box::new(config.build(backbone, train, seed)?)
             }
             (Self::Coda(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Aper(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::JointLinear(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::RanPac(config), train) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::FeCam(config), train) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::NearestMean(config), _) => Box::new(config.build(backbone, eval_batch)?),
+            (Self::Knn(config), _) => Box::new(config.build(backbone, eval_batch)?),
+            (Self::JointRidge(config), _) => Box::new(config.build(backbone, eval_batch, seed)?),
             (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
             (_, None) => return Err(self.needs_train()),
         })
@@ -262,10 +394,16 @@ impl MethodConfig {
             Self::RandomPrompt(config) => config.check()?,
             Self::DualPrompt(config) => config.check()?,
             Self::Coda(config) => config.check()?,
-            Self::Linear(_) | Self::SimpleCil(_) => {}
+            Self::Aper(config) => config.check()?,
+            Self::NearestMean(config) => config.check()?,
+            Self::RanPac(config) => config.check()?,
+            Self::FeCam(config) => config.check()?,
+            Self::Knn(config) => config.check()?,
+            Self::JointRidge(config) => config.check()?,
+            Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
-        match (about.trains, train) {
+        match (self.trains(), train) {
             (true, None) => Err(self.needs_train()),
             (false, Some(_)) => Err(Error::setting(
                 "train",
@@ -281,7 +419,17 @@ impl MethodConfig {
 
     /// Whether it reads nothing of a plain image but the frozen feature, so that stored ones are enough for it.
     pub fn reads_features_alone(&self) -> bool {
-        matches!(self, Self::Linear(_) | Self::SimpleCil(_))
+        match self {
+            Self::Linear(_)
+            | Self::JointLinear(_)
+            | Self::SimpleCil(_)
+            | Self::NearestMean(_)
+            | Self::Knn(_)
+            | Self::JointRidge(_) => true,
+            Self::RanPac(config) => config.tuning.is_none(),
+            Self::FeCam(config) => config.tuning.is_none(),
+            _ => false,
+        }
     }
 
     /// Refuses a stream that the method does not learn from: heads grow with the task, so only methods without one go over
@@ -301,6 +449,15 @@ impl MethodConfig {
         }
     }
 
+    /// Whether it reads the `[train]` table with these settings.
+    pub fn trains(&self) -> bool {
+        match self {
+            Self::RanPac(config) => config.tuning.is_some(),
+            Self::FeCam(config) => config.tuning.is_some(),
+            _ => self.about().trains,
+        }
+    }
+
     fn needs_train(&self) -> Error {
         Error::setting(
             "train",
@@ -314,15 +471,22 @@ impl MethodConfig {
     /// Its entry in [`METHODS`].
     pub fn about(&self) -> About {
         METHODS[match self {
-            Self::AperVpt(_) => 0,
-            Self::Coda(_) => 1,
-            Self::Dap(_) => 2,
-            Self::DualPrompt(_) => 3,
-            Self::L2p(_) => 4,
-            Self::Linear(_) => 5,
-            Self::RandomPrompt(_) => 6,
-            Self::SimpleCil(_) => 7,
-            Self::Vpt(_) => 8,
+            Self::Aper(_) => 0,
+            Self::AperVpt(_) => 1,
+            Self::Coda(_) => 2,
+            Self::Dap(_) => 3,
+            Self::DualPrompt(_) => 4,
+            Self::FeCam(_) => 5,
+            Self::JointLinear(_) => 6,
+            Self::JointRidge(_) => 7,
+            Self::Knn(_) => 8,
+            Self::L2p(_) => 9,
+            Self::Linear(_) => 10,
+            Self::NearestMean(_) => 11,
+            Self::RandomPrompt(_) => 12,
+            Self::RanPac(_) => 13,
+            Self::SimpleCil(_) => 14,
+            Self::Vpt(_) => 15,
         }]
     }
 
@@ -334,7 +498,17 @@ impl MethodConfig {
             Self::AperVpt(config) => config.compat(),
             Self::Dap(config) => config.compat(),
             Self::DualPrompt(config) => config.compat(),
-            Self::Linear(_) | Self::RandomPrompt(_) | Self::SimpleCil(_) | Self::Coda(_) => vec![],
+            Self::Aper(config) => config.compat(),
+            Self::RanPac(config) => config.compat(),
+            Self::FeCam(config) => config.compat(),
+            Self::Linear(_)
+            | Self::RandomPrompt(_)
+            | Self::SimpleCil(_)
+            | Self::Coda(_)
+            | Self::NearestMean(_)
+            | Self::Knn(_)
+            | Self::JointRidge(_)
+            | Self::JointLinear(_) => vec![],
         }
     }
 }

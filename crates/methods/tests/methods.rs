@@ -3,6 +3,8 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "methods/aper.rs"]
+mod aper;
 #[path = "methods/base.rs"]
 mod base;
 #[path = "methods/coda.rs"]
@@ -11,6 +13,10 @@ mod coda;
 mod dap;
 #[path = "methods/dualprompt.rs"]
 mod dualprompt;
+#[path = "methods/fecam.rs"]
+mod fecam;
+#[path = "methods/given.rs"]
+mod given;
 #[path = "methods/l2p.rs"]
 mod l2p;
 #[path = "methods/lab.rs"]
@@ -19,6 +25,10 @@ mod lab;
 mod near;
 #[path = "methods/plain.rs"]
 mod plain;
+#[path = "methods/ranpac.rs"]
+mod ranpac;
+#[path = "methods/statistics.rs"]
+mod statistics;
 #[path = "methods/switches.rs"]
 mod switches;
 #[path = "methods/vpt.rs"]

@@ -17,7 +17,12 @@ fn plain(method: &str) -> Table {
             "prompts = 4\nlength = 2\ntop_k = 2\npull = 0.1\nprompt_init = \"jax\"\nkey_init = \"jax\""
         }
         "random-prompt" => "length = 2",
-        "linear" | "simplecil" => "",
+        "linear" | "simplecil" | "joint-linear" | "joint-ridge" => "",
+        "aper" => "tuning = { kind = \"vpt-deep\", length = 2 }",
+        "fecam" => "shrinkage = [100.0, 0.0]\ntuning = { kind = \"vpt-deep\", length = 2 }",
+        "knn" => "k = 5\ndistance = \"cosine\"\nweights = \"distance\"",
+        "nearest-mean" => "distance = \"cosine\"",
+        "ranpac" => "projection = 100\ntuning = { kind = \"vpt-shallow\", length = 2 }",
         other => panic!("add the settings of {other}"),
     };
     text.parse().unwrap()
@@ -38,7 +43,13 @@ fn every_switch_of_the_table_is_recorded_under_its_name() {
             text => Value::String(text.into()),
         };
         let mut settings = plain(entry.method);
-        settings.insert(key.into(), value);
+        match key.split_once('.') {
+            None => settings.insert(key.into(), value),
+            Some((table, key)) => {
+                let table = settings[table].as_table_mut().unwrap();
+                table.insert(key.into(), value)
+            }
+        };
         let config = read(entry.method, settings);
         let name = format!("{}.{}", entry.method, entry.switch);
         assert_eq!(config.compat(), [name]);

@@ -1,0 +1,367 @@
+//! Tuning on the first task, after which the backbone stands still: what APER, RanPAC and FeCAM begin with.
+//!
+//! ```text
+//! g(x) = CLS of the tuned network
+//! L    = CE(σ · cos(g(x), v_c))         v (C, D) and σ trained with the rest, then of no use
+//! ```
+//!
+//! Source: `LAMDA-CL/LAMDA-PILOT:models/aper_adapter.py` and its siblings, `backbone/linears.py`, `utils/inc_net.py` (5240714).
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use candlewick_core::backbone::l2_normalize;
+use candlewick_core::train::{Optimizer, masked_cross_entropy};
+use candlewick_core::{
+    Backbone, Batch, Cue, Error, Frozen, Init, NoPrompt, Outputs, Params, Prompt, Result, State,
+    TaskInfo, Train,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::Adapters;
+use crate::ssf::Ssf;
+use crate::vpt::{Depth, FreeTokens, Start, Vpt};
+
+/// What is tuned: the `[method.tuning]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Tuning {
+    /// Every weight of the backbone.
+    Finetune {},
+    /// Prompt tokens at the input, see [`vpt`](crate::vpt).
+    VptShallow {
+        /// Tokens.
+        length: usize,
+        /// How they start.
+        #[serde(default)]
+        init: Start,
+    },
+    /// Prompt tokens at the input of every block.
+    VptDeep {
+        /// Tokens of a block.
+        length: usize,
+        /// How they start.
+        #[serde(default)]
+        init: Start,
+    },
+    /// Scale and shift of every operation, see [`ssf`](crate::ssf).
+    Ssf {},
+    /// An adapter beside every MLP, see [`adapter`](crate::adapter).
+    Adapter {
+        /// Its inner width.
+        bottleneck: usize,
+        /// Probability that an inner value is left out in training; 0.1 where left out, as published.
+        #[serde(default = "dropout")]
+        dropout: f32,
+    },
+}
+
+fn dropout() -> f32 {
+    0.1
+}
+
+impl Tuning {
+    /// Checks ranges by key.
+    pub fn check(&self) -> Result<()> {
+        let positive = |key: &str, value: usize| match value {
+            0 => Err(Error::setting(
+                format!("method.tuning.{key}"),
+                "must be greater than 0, found 0",
+            )),
+            _ => Ok(()),
+        };
+        match self {
+            Self::Finetune {} | Self::Ssf {} => Ok(()),
+            Self::VptShallow { length, .. } | Self::VptDeep { length, .. } => {
+                positive("length", *length)
+            }
+            Self::Adapter {
+                bottleneck,
+                dropout,
+            } => {
+                positive("bottleneck", *bottleneck)?;
+                match (0.0..1.0).contains(dropout) {
+                    true => Ok(()),
+                    false => Err(Error::setting(
+                        "method.tuning.dropout",
+                        format!("must be at least 0 and below 1, found {dropout}"),
+                    )),
+                }
+            }
+        }
+    }
+
+    /// Names the departures of `method` from the default rule, for the record.
+    pub fn compat(&self, method: &str) -> Vec<String> {
+        match self {
+            Self::VptShallow { init, .. } | Self::VptDeep { init, .. } => {
+                init.compat(&format!("{method}.tuning"))
+            }
+            _ => vec![],
+        }
+    }
+
+    fn module(&self, backbone: &dyn Backbone, seed: u64, params: &mut Params) -> Result<Module> {
+        let spec = backbone.spec();
+        let vpt = |depth, length: usize, init, params: &mut Params| -> Result<Module> {
+            let config = Vpt {
+                depth,
+                length,
+                init,
+            };
+            let tokens = FreeTokens::new(&config, spec, params)?;
+            Ok(Module::Prompt(Box::new(tokens)))
+        };
+        match *self {
+            Self::Finetune {} => {
+                let thawed = backbone.thaw()?;
+                for (name, var) in thawed.weights {
+                    params.adopt(&format!("{BACKBONE}{name}"), var)?;
+                }
+                Ok(Module::Whole(thawed.backbone))
+            }
+            Self::VptShallow { length, init } => vpt(Depth::Shallow, length, init, params),
+            Self::VptDeep { length, init } => vpt(Depth::Deep, length, init, params),
+            Self::Ssf {} => Ok(Module::Prompt(Box::new(Ssf::new(spec, params)?))),
+            Self::Adapter {
+                bottleneck,
+                dropout,
+            } => {
+                let adapters = Adapters::new(bottleneck, dropout, seed, spec, params)?;
+                Ok(Module::Prompt(Box::new(adapters)))
+            }
+        }
+    }
+}
+
+/// Before the names of a whole backbone's weights.
+const BACKBONE: &str = "backbone.";
+const WEIGHT: &str = "head.weight";
+const SIGMA: &str = "head.sigma";
+
+/// What looks at images for a method: the frozen backbone, or one tuned on the first task, or both.
+pub struct Look {
+    frozen: Frozen,
+    tuned: Option<Tuned>,
+    /// Whether frozen and tuned features stand side by side.
+    both: bool,
+}
+
+/// The part that is trained on the first task.
+struct Tuned {
+    module: Module,
+    params: Params,
+    train: Train,
+    /// Values in the head of the first task.
+    head: usize,
+    /// The first task, as long as it is trained on.
+    session: Option<(TaskInfo, Optimizer)>,
+}
+
+enum Module {
+    /// In the frozen backbone.
+    Prompt(Box<dyn Prompt>),
+    /// A backbone of its own: over variables while it trains, then frozen.
+    Whole(Arc<dyn Backbone>),
+}
+
+impl Look {
+    /// At the frozen feature alone.
+    pub fn frozen(backbone: Arc<dyn Backbone>) -> Self {
+        Self {
+            frozen: Frozen::new(backbone),
+            tuned: None,
+            both: false,
+        }
+    }
+
+    /// With `tuning`, which needs `train`, at the tuned feature, behind the frozen one if `both`.
+    pub fn new(
+        backbone: Arc<dyn Backbone>,
+        tuning: Option<&Tuning>,
+        train: Option<Train>,
+        seed: u64,
+        both: bool,
+    ) -> Result<Self> {
+        let Some(tuning) = tuning else {
+            return Ok(Self::frozen(backbone));
+        };
+        let Some(train) = train else {
+            return Err(Error::setting(
+                "train",
+                "method.tuning trains and needs this table with epochs, batch, optimizer and lr",
+            ));
+        };
+        train.check()?;
+        let mut params = Params::seeded(seed, backbone.device());
+        let module = tuning.module(backbone.as_ref(), seed, &mut params)?;
+        Ok(Self {
+            frozen: Frozen::new(backbone),
+            tuned: Some(Tuned {
+                module,
+                params,
+                train,
+                head: 0,
+                session: None,
+            }),
+            both,
+        })
+    }
+
+    /// Values of a feature.
+    pub fn dim(&self) -> usize {
+        let dim = self.frozen.backbone().spec().dim;
+        match self.both && self.tuned.is_some() {
+            true => 2 * dim,
+            false => dim,
+        }
+    }
+
+    /// What is trained on the first task, with its head, by name.
+    pub fn params(&self) -> Option<&Params> {
+        self.tuned.as_ref().map(|tuned| &tuned.params)
+    }
+
+    /// Features `(B, dim)`.
+    pub fn features(&self, batch: &Batch) -> Result<Tensor> {
+        let Some(tuned) = &self.tuned else {
+            return self.frozen.query(batch);
+        };
+        let own = tuned.look(self.frozen.backbone(), batch, false)?;
+        match self.both {
+            true => Ok(Tensor::cat(&[self.frozen.query(batch)?, own], 1)?),
+            false => Ok(own),
+        }
+    }
+
+    /// The training loss of a batch of the first task.
+    pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
+        let session = self
+            .tuned
+            .as_ref()
+            .and_then(|t| Some((t, t.session.as_ref()?)));
+        let Some((tuned, (task, _))) = session else {
+            return Err(Error::State {
+                problem: "this method trains on the first task alone, and with method.tuning only; now it asks for 0 epochs"
+                    .into(),
+            });
+        };
+        let weight = l2_normalize(&tuned.params.get(WEIGHT)?)?;
+        let features = tuned.look(self.frozen.backbone(), batch, true)?;
+        let cosine = l2_normalize(&features)?.matmul(&weight.t()?)?;
+        let logits = cosine.broadcast_mul(&tuned.params.get(SIGMA)?)?;
+        masked_cross_entropy(&logits, &batch.labels, &task.classes)
+    }
+
+    pub(crate) fn epochs(&self) -> usize {
+        let tuned = self.tuned.as_ref();
+        tuned.map_or(0, |t| t.session.as_ref().map_or(0, |_| t.train.epochs))
+    }
+
+    pub(crate) fn batch_size(&self) -> usize {
+        self.tuned.as_ref().map_or(1, |tuned| tuned.train.batch)
+    }
+
+    pub(crate) fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
+        let dim = self.frozen.backbone().spec().dim;
+        let Some(tuned) = &mut self.tuned else {
+            return Ok(());
+        };
+        tuned.session = None;
+        if task.index == 0 {
+            let high = 1.0 / (dim as f32).sqrt();
+            let init = Init::Uniform { low: -high, high };
+            let classes = task.classes.len();
+            tuned.params.create(WEIGHT, &[classes, dim], init)?;
+            tuned.params.create(SIGMA, &[1], Init::Ones)?;
+            tuned.head = classes * dim + 1;
+            let optimizer = Optimizer::new(tuned.params.vars(), &tuned.train)?;
+            tuned.session = Some((task.clone(), optimizer));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn begin_epoch(&mut self, epoch: usize) {
+        if let Some((_, optimizer)) = self.tuned.as_mut().and_then(|t| t.session.as_mut()) {
+            optimizer.begin_epoch(epoch);
+        }
+    }
+
+    pub(crate) fn observe(&mut self, batch: &Batch) -> Result<Tensor> {
+        let loss = self.loss(batch)?;
+        if let Some((_, optimizer)) = self.tuned.as_mut().and_then(|t| t.session.as_mut()) {
+            optimizer.step(&loss)?;
+        }
+        Ok(loss.detach())
+    }
+
+    /// No training from here on.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if let Some(tuned) = &mut self.tuned
+            && tuned.session.take().is_some()
+        {
+            tuned.freeze(self.frozen.backbone())?;
+        }
+        Ok(())
+    }
+
+    /// What the first task trains; later tasks train nothing.
+    pub(crate) fn trainable(&self) -> usize {
+        match &self.tuned {
+            None => 0,
+            Some(tuned) => match tuned.module {
+                // Of a backbone without weights, too.
+                Module::Whole(_) => self.frozen.backbone().spec().parameters + tuned.head,
+                Module::Prompt(_) => tuned.params.count(),
+            },
+        }
+    }
+
+    pub(crate) fn state(&self) -> Result<State> {
+        self.params().map_or(Ok(State::new()), Params::state)
+    }
+
+    /// Takes all of `state`; the first task has begun.
+    pub(crate) fn restore(&mut self, state: &State) -> Result<()> {
+        let Some(tuned) = &mut self.tuned else {
+            return match state.keys().next() {
+                None => Ok(()),
+                Some(name) => Err(Error::State {
+                    problem: format!("`{name}` is not a parameter of this method"),
+                }),
+            };
+        };
+        tuned.params.load_state(state)?;
+        tuned.session = None;
+        tuned.freeze(self.frozen.backbone())
+    }
+}
+
+impl Tuned {
+    /// `g(x)`, `(B, D)`.
+    fn look(&self, frozen: &dyn Backbone, batch: &Batch, train: bool) -> Result<Tensor> {
+        let cue = Cue {
+            train,
+            outputs: Outputs::Head,
+            ..Cue::default()
+        };
+        let features = match &self.module {
+            Module::Prompt(prompt) => frozen.forward(&batch.images, prompt.as_ref(), &cue)?,
+            Module::Whole(own) => own.forward(&batch.images, &NoPrompt, &cue)?,
+        };
+        let cls = features.cls()?;
+        Ok(if train { cls } else { cls.detach() })
+    }
+
+    /// A whole backbone goes back to the fast path.
+    fn freeze(&mut self, frozen: &dyn Backbone) -> Result<()> {
+        if let Module::Whole(own) = &mut self.module {
+            let state = self.params.state()?;
+            let weights = state
+                .into_iter()
+                .filter_map(|(name, t)| Some((name.strip_prefix(BACKBONE)?.to_owned(), t)));
+            *own = frozen.with_weights(&weights.collect())?;
+        }
+        Ok(())
+    }
+}
