@@ -228,13 +228,14 @@ impl Images {
             .into_iter()
             .filter(|&id| !writer.contains(&self.keys[id]))
             .collect();
-        if !missing.is_empty() {
-            let started = Instant::now();
-            let bar = Looking::new("features", missing.len(), before, &path);
-            self.look(plan, loaded, missing, &mut writer, &bar, stop)?;
-            bar.done(started);
+        if missing.is_empty() {
+            return Ok(path);
         }
+        let started = Instant::now();
+        let bar = Looking::new("features", missing.len(), before, &path);
+        self.look(plan, loaded, missing, &mut writer, &bar, stop)?;
         writer.finish()?;
+        bar.done(started);
         Ok(path)
     }
 

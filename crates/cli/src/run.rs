@@ -135,7 +135,7 @@ pub fn execute(
     let (backbone, stream): (Arc<dyn Backbone>, _) = match plan.reads_features() {
         true => {
             let stored = features::prepare(plan, loaded, stop)
-                .inspect_err(|error| log_end(dir, &format!("no features: {error:#}")))?;
+                .map_err(|error| no_features(plan, dir, error))?;
             (stored, plan.stream_of_features()?)
         }
         false => (features::at_hand(plan, loaded)?, plan.stream.clone()),
@@ -195,8 +195,17 @@ pub fn report(plan: &Plan, loaded: &Loaded, stream: &Stream, outcome: &mut Outco
     Report::new(name, stream, outcome, plan.fingerprint(loaded))
 }
 
-/// The log of a run that ended before its first task.
-fn log_end(dir: &RunDir, line: &str) {
+/// A run that ended before it had its features: says so in the log and in the error.
+fn no_features(plan: &Plan, dir: &RunDir, error: anyhow::Error) -> anyhow::Error {
+    let of = plan.stream.tasks.len();
+    let line = format!("stopped in task 1 of {of}, at its features");
     // What ended it is said in any case.
-    let _ = dir.write("log.txt", format!("{line}\n").as_bytes());
+    let _ = dir.write("log.txt", format!("{line}: {error:#}\n").as_bytes());
+    match error.downcast_ref() {
+        Some(Error::Interrupted) => error.context(format!(
+            "interrupted at the features, of which the finished ones are kept; no report was written, {} holds the log",
+            dir.path().display()
+        )),
+        _ => error.context(line),
+    }
 }

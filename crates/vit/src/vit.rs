@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::{
-    Backbone, Cue, Features, Injection, NoPrompt, Op, Outputs, Position, Prompt,
-    Result as CoreResult, Site, Span, Spec, State, Thawed,
+    Backbone, Cue, Features, Injection, Op, Outputs, Position, Prompt, Result as CoreResult, Site,
+    Span, Spec, State, Thawed,
 };
 
 use candlewick_kernels as kernels;
@@ -243,43 +243,9 @@ impl Vit {
     }
 }
 
-/// Tokens that the f32 kernels put through a block together.
-const GROUP_TOKENS: usize = 1600;
-
-/// How many copies of an image a batch needs so that no group of the kernels is left with one or two images while others
-/// have more: products of so few rows are added up in another order.
-fn filling(batch: usize, tokens: usize) -> usize {
-    let group = (GROUP_TOKENS / tokens.max(1)).max(1);
-    let least = group.min(3);
-    match batch % group {
-        0 => 0,
-        rest => least.saturating_sub(rest),
-    }
-}
-
 impl Backbone for Vit {
     fn spec(&self) -> &Spec {
         &self.spec
-    }
-
-    /// Bit for bit the same for an image, whatever the others of the batch and their number.
-    fn query(&self, images: &Tensor) -> CoreResult<Tensor> {
-        let batch = images.dim(0)?;
-        let cue = Cue {
-            outputs: Outputs::Head,
-            ..Cue::default()
-        };
-        let query = match filling(batch, self.spec.tokens()) {
-            0 => self.forward(images, &NoPrompt, &cue)?.cls()?,
-            copies => {
-                let last = images.narrow(0, batch - 1, 1)?;
-                let parts = std::iter::once(images).chain(std::iter::repeat_n(&last, copies));
-                let filled = Tensor::cat(&parts.collect::<Vec<_>>(), 0)?;
-                let features = self.forward(&filled, &NoPrompt, &cue)?;
-                features.cls()?.narrow(0, 0, batch)?.contiguous()?
-            }
-        };
-        Ok(query.detach())
     }
 
     fn device(&self) -> &Device {

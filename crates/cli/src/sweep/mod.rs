@@ -28,7 +28,7 @@ use result::{Cells, Done, Summary};
 pub struct SweepArgs {
     /// Sweep, a TOML file; see examples/sweeps
     sweep: PathBuf,
-    /// Change a key of the sweep, for example --set seeds=[1,2]
+    /// Change a key of the sweep, for example --set base.precision=f32
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Where cells and results go; cells that are there are kept [default: runs/sweep-NAME]

@@ -154,6 +154,8 @@ fn damaged_pictures_are_left_out_as_they_are_from_images() {
     lab.write(&format!("images/train/cat/{name}"), "no picture");
     lab.write("images/test/goat/other.png", "no picture");
     lab.refused("simplecil.toml", &["not an image"]);
+    let log = lab.text("refused/log.txt");
+    assert!(log.contains("task 1 of 3, at its features: "), "{log}");
     let skip = "--set data.on_corrupt=skip";
     lab.run("simplecil", "images", &format!("{skip} --set features=off"));
     for out in ["filling", "again"] {

@@ -116,8 +116,7 @@ mod signals {
     #[test]
     fn a_write_that_the_system_refuses_leaves_no_report() {
         let lab = Lab::new();
-        let script =
-            r#"trap "" XFSZ; ulimit -f 4; exec "$0" run linear.toml --out run --threads 1"#;
+        let script = r#"trap "" XFSZ; ulimit -f 4; exec "$0" run linear.toml --out run --threads 1 --set features=off"#;
         let output = lab
             .process("sh")
             .args(["-c", script, env!("CARGO_BIN_EXE_candlewick")])

@@ -147,10 +147,8 @@ impl<'a> Group<'a> {
         };
         let images = out.chunks_mut(self.read * dim).enumerate();
         for (i, out) in images {
-            // The same pieces either way, so that products are of the same sizes and round alike.
             if self.threads == 1 {
-                let pieces = out.chunks_mut(QUERIES * dim).enumerate();
-                pieces.for_each(|(at, out)| one(i, at * QUERIES, out));
+                one(i, 0, out);
             } else {
                 let pieces = out.par_chunks_mut(QUERIES * dim).enumerate();
                 pieces.for_each(|(at, out)| one(i, at * QUERIES, out));

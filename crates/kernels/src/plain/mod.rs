@@ -1,8 +1,8 @@
 //! Blocks in f32, on any processor.
 //!
 //! Groups of images run in parallel, each on one thread; a batch that makes fewer groups than there are threads runs group by
-//! group with the threads inside the products. Where a product's values depend on the number of its rows, groups do not
-//! depend on the number of threads, so that results do not either.
+//! group with the threads inside the products. An image's values do not depend on how a batch is cut, so the cut may follow the
+//! number of threads.
 
 mod alone;
 mod attention;
@@ -76,12 +76,9 @@ impl Plan {
     fn new(shape: Shape) -> Self {
         let (batch, threads) = (shape.batch.max(1), rayon::current_num_threads());
         let mut groups = (batch * shape.tokens).div_ceil(GROUP_ROWS).clamp(1, batch);
-        if product::any_rows() {
-            let even = groups.next_multiple_of(threads);
-            let images = batch.div_ceil(even);
-            if images * even <= batch + batch / 8 {
-                groups = even;
-            }
+        let even = groups.next_multiple_of(threads);
+        if batch.div_ceil(even) * even <= batch + batch / 8 {
+            groups = even;
         }
         let images = batch.div_ceil(groups);
         let groups = batch.div_ceil(images);

@@ -45,15 +45,7 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
 }
 
-/// Whether a row of a product is the same to the last bit whatever the number of rows.
-pub fn any_rows() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return super::wide::available();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// `C = A B`, added to what `start` says, for `A: (m, k)`, `B: (k, n)` and rows of `C` that are `width` apart. With `threads` above 1
+/// `C = A B`, added to what `start` says; a row is the same to the last bit whatever the number of rows. For `A: (m, k)`, `B: (k, n)` and rows of `C` that are `width` apart. With `threads` above 1
 /// the work is shared.
 pub fn product(
     (m, k, n): (usize, usize, usize),
@@ -93,8 +85,46 @@ pub fn product(
     );
 }
 
-/// The same by the `gemm` crate, for sizes that were checked.
+/// The same by the `gemm` crate, for sizes that were checked. It adds up single rows, and products of at most 256 values, in another
+/// order, so rows are added to such: a row's values shall not depend on how many there are.
 fn portable(
+    (m, k, n): (usize, usize, usize),
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    c: &mut [f32],
+    width: usize,
+    add: bool,
+    threads: usize,
+) {
+    let least = (256 / n + 1).max(3);
+    if m >= least {
+        return by_gemm((m, k, n), a, b, c, width, add, threads);
+    }
+    let mut rows = vec![0f32; least * k];
+    for (i, row) in rows.chunks_mut(k).enumerate() {
+        for (j, x) in row.iter_mut().enumerate() {
+            *x = a.values[i.min(m - 1) * a.row + j * a.column];
+        }
+    }
+    let mut sums = vec![0f32; least * n];
+    for (sums, c) in sums.chunks_mut(n).zip(c.chunks(width)).take(m) {
+        sums.copy_from_slice(&c[..n]);
+    }
+    by_gemm(
+        (least, k, n),
+        Matrix::rows(&rows, k),
+        b,
+        &mut sums,
+        n,
+        add,
+        threads,
+    );
+    for (sums, c) in sums.chunks(n).zip(c.chunks_mut(width)).take(m) {
+        c[..n].copy_from_slice(sums);
+    }
+}
+
+fn by_gemm(
     (m, k, n): (usize, usize, usize),
     a: Matrix<'_>,
     b: Matrix<'_>,
@@ -227,34 +257,28 @@ mod tests {
     /// A row's values do not depend on the rows beside it, nor on threads.
     #[test]
     fn a_row_is_the_same_alone() {
-        if !any_rows() {
-            return eprintln!("no AVX-512 here: rows may round otherwise");
-        }
-        let (m, k, n) = (13, 300, 197);
-        let (a, b) = (noise(m * k, 1), noise(k * n, 2));
-        let mut together = vec![0f32; m * n];
-        let w = Matrix::rows(&b, k).t();
-        product(
-            (m, k, n),
-            Matrix::rows(&a, k),
-            w,
-            &mut together,
-            n,
-            Start::Zero,
-            2,
-        );
-        for (a, together) in a.chunks(k).zip(together.chunks(n)) {
-            let mut alone = vec![0f32; n];
-            product(
-                (1, k, n),
-                Matrix::rows(a, k),
-                w,
-                &mut alone,
-                n,
-                Start::Zero,
-                1,
-            );
-            assert_eq!(alone, together);
+        let whole: Product =
+            |sizes, a, b, c, width, start| product(sizes, a, b, c, width, start, 2);
+        let gemm: Product = |sizes, a, b, c, width, _| portable(sizes, a, b, c, width, false, 1);
+        for way in [whole, gemm] {
+            for (m, k, n) in [(13, 300, 197), (5, 64, 64), (24, 128, 10), (400, 3072, 65)] {
+                let (a, b) = (noise(m * k, 1), noise(k * n, 2));
+                let w = Matrix::rows(&b, k).t();
+                let mut together = vec![0f32; m * n];
+                way(
+                    (m, k, n),
+                    Matrix::rows(&a, k),
+                    w,
+                    &mut together,
+                    n,
+                    Start::Zero,
+                );
+                for (a, together) in a.chunks(k).zip(together.chunks(n)) {
+                    let mut alone = vec![0f32; n];
+                    way((1, k, n), Matrix::rows(a, k), w, &mut alone, n, Start::Zero);
+                    assert_eq!(alone, together, "{m} {k} {n}");
+                }
+            }
         }
     }
 }

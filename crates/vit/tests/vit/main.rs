@@ -436,7 +436,7 @@ fn a_wrong_image_size_says_what_to_set() {
     assert!(text.contains("backbone.heads"), "{text}");
 }
 
-/// Sizes at which the kernels group 24, 8, 6, 2 and 1 images: 65, 197, 257, 577 and 1025 tokens.
+/// Sizes at which the kernels group 12, 4, 3, 1 and 1 images: 65, 197, 257, 577 and 1025 tokens.
 #[test]
 fn a_query_feature_is_the_images_own_bit_for_bit() {
     let path =
