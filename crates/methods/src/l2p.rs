@@ -22,8 +22,8 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Backbone, Cue, Error, Injection, Params, Pool, Position, Prompt, Prompted, Result, Site, Span,
-    Tokens, Train,
+    Backbone, Choice, Cue, Error, Injection, Params, Pool, Position, Prompt, Prompted, Result,
+    Site, Span, Tokens, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -193,6 +193,15 @@ impl Prompt for Pooled {
 
     fn wants_query(&self) -> bool {
         true
+    }
+
+    fn choices(&self, cue: &Cue) -> Result<Vec<Choice>> {
+        let Some(query) = &cue.query else {
+            return Ok(Vec::new());
+        };
+        let similarity = self.similarity(query)?;
+        let chosen = self.choose(&similarity, cue)?;
+        Ok(vec![Choice::of("prompts", &chosen, similarity)?])
     }
 }
 
