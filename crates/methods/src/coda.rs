@@ -208,9 +208,10 @@ impl Prompt for Components {
         let of_block = |(at, block): (usize, &usize)| {
             let similarity = self.rows(at, false)?.weights(query)?;
             let sizes = similarity.abs()?;
+            let sum = sizes.sum_keepdim(D::Minus1)?.maximum(1e-12)?;
             Ok(Choice {
                 pool: format!("block {block}"),
-                taken: sizes.broadcast_div(&sizes.sum_keepdim(D::Minus1)?)?,
+                taken: sizes.broadcast_div(&sum)?,
                 similarity,
                 least: 1,
             })

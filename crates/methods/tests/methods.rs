@@ -19,6 +19,8 @@ mod lab;
 mod near;
 #[path = "methods/plain.rs"]
 mod plain;
+#[path = "methods/seam.rs"]
+mod seam;
 #[path = "methods/switches.rs"]
 mod switches;
 #[path = "methods/vpt.rs"]
