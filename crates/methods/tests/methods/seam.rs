@@ -13,10 +13,10 @@ use crate::near::precisions;
 
 const DRAW: Draw = Draw::Between([-0.5, 0.5]);
 
-/// Eight images of a task of the stream.
+/// Three images of a task of the stream.
 fn some(stream: &Stream, task: usize) -> Batch {
     let train = &stream.tasks[task].train;
-    train.batches(View::Plain, 8).next().unwrap().unwrap()
+    train.batches(View::Plain, 3).next().unwrap().unwrap()
 }
 
 /// In the first task and in the third, behind one of a single class.
@@ -135,8 +135,6 @@ fn dap_has_the_gradients_of_its_loss() {
     method.begin_task(&stream.tasks[0].info).unwrap();
     let batch = some(&stream, 0);
     conformance::gradients(&|| method.loss(&batch), method.params(), &cut).unwrap();
-    let text = conformance::gradients(&|| method.loss(&batch), method.params(), &[]);
-    assert!(text.unwrap_err().to_string().contains("film"));
     let down = [
         "blocks.0.film",
         "blocks.1.film",
