@@ -46,7 +46,7 @@ fn weights_in_a_folder_are_those_of_the_card() {
     let lab = Lab::new();
     lab.write("own/model.safetensors", shipped("model.safetensors"));
     lab.write("own/config.json", shipped("config.json"));
-    recipe(&lab, "path = \"own\"\ndepth = 1");
+    recipe(&lab, "path = \"own\"\ndepth = 2");
     lab.run("own", "own-run", "");
     lab.run("linear", "card-run", "");
     let hash =
