@@ -1,8 +1,8 @@
-//! The two pictures of a run directory.
+//! The pictures of a run directory.
 
 use anyhow::{Result, anyhow};
-use candlewick_core::Report;
 use candlewick_core::report::Spread;
+use candlewick_core::{PoolUse, Report};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -28,6 +28,13 @@ pub fn matrix(report: &Report) -> Result<String> {
 pub fn spreads(title: &str, rows: &[(String, Spread)]) -> Result<String> {
     let mut svg = String::new();
     draw_spreads(title, rows, &mut svg).map_err(|e| anyhow!("sweep.svg: {e}"))?;
+    Ok(svg)
+}
+
+/// What the test images of each task took from each pool after the last task, as one table of coloured cells per pool.
+pub fn pools(report: &Report) -> Result<String> {
+    let mut svg = String::new();
+    draw_pools(report, &mut svg).map_err(|e| anyhow!("pools.svg: {e}"))?;
     Ok(svg)
 }
 
@@ -189,6 +196,75 @@ fn draw_matrix(report: &Report, svg: &mut String) -> Drawn {
                 false => format!("{accuracy:.0}"),
             };
             root.draw(&Text::new(number, at, text(label, &ink)))?;
+        }
+    }
+    root.present()?;
+    Ok(())
+}
+
+fn draw_pools(report: &Report, svg: &mut String) -> Drawn {
+    let tasks = report.tasks.len() as i32;
+    let entries = |pool: &PoolUse| pool.chosen.first().map_or(0, Vec::len) as i32;
+    let most = report.pools.iter().map(entries).max().unwrap_or(0);
+    let width = (640 / most.max(1)).clamp(4, 40);
+    let height = (200 / tasks.max(1)).clamp(8, 22);
+    let (left, top, head) = (70, 40, 46);
+    let panel = head + height * tasks + 14;
+    let size = (
+        (left + width * most + 20).max(620) as u32,
+        (top + panel * report.pools.len() as i32) as u32,
+    );
+    let root = SVGBackend::with_string(svg, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    let title = format!(
+        "{}: what test images of a task (row) take of a pool's entries (column)",
+        report.method
+    );
+    let heading = ("sans-serif", 15).into_font().color(&INK);
+    root.draw(&Text::new(title, (12, 12), heading))?;
+    let small = ("sans-serif", height.min(12)).into_font().color(&INK);
+    let centred = small.pos(Pos::new(HPos::Center, VPos::Center));
+    for (n, pool) in report.pools.iter().enumerate() {
+        let y0 = top + panel * n as i32;
+        let last = |values: &[f64]| values.last().copied().unwrap_or(0.0);
+        let line = format!(
+            "{}: {:.1} of {} in use{}, similarity of query and key {:.2}",
+            pool.pool,
+            last(&pool.effective),
+            entries(pool),
+            if pool.collapsed { ", collapsed" } else { "" },
+            last(&pool.similarity),
+        );
+        let line_style = ("sans-serif", 13).into_font().color(&INK);
+        root.draw(&Text::new(line, (12, y0 + 6), line_style))?;
+        for m in (0..entries(pool)).filter(|m| width >= 16 || (m + 1) % 10 == 0) {
+            let at = (left + m * width + width / 2, y0 + head - 8);
+            root.draw(&Text::new((m + 1).to_string(), at, centred.clone()))?;
+        }
+        // The darkest cell of a pool is its most taken entry: weights of a hundred components are all small.
+        let most = pool
+            .chosen
+            .iter()
+            .zip(&report.tasks)
+            .flat_map(|(row, task)| {
+                let images = task.test_images.max(1) as f64;
+                row.iter().map(move |taken| taken / images)
+            });
+        let most = most.fold(0.0, f64::max);
+        for (t, (row, task)) in pool.chosen.iter().zip(&report.tasks).enumerate() {
+            let y = y0 + head + t as i32 * height;
+            let number = Text::new(
+                (t + 1).to_string(),
+                (left - 16, y + height / 2),
+                centred.clone(),
+            );
+            root.draw(&number)?;
+            for (m, taken) in row.iter().enumerate() {
+                let x = left + m as i32 * width;
+                let part = taken / task.test_images.max(1) as f64 / most.max(1e-12);
+                let corners = [(x, y), (x + width - 1, y + height - 1)];
+                root.draw(&Rectangle::new(corners, shade(100.0 * part).filled()))?;
+            }
         }
     }
     root.present()?;

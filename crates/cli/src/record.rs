@@ -19,12 +19,13 @@ pub const REPORT: &str = "report.json";
 const SUMMARY: &str = "summary.json";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "log.txt",
     "accuracy.csv",
     "predictions.csv",
     "curve.svg",
     "matrix.svg",
+    "pools.svg",
     "params.safetensors",
     "timing.json",
 ];
@@ -106,6 +107,9 @@ impl RunDir {
         self.write("predictions.csv", &predictions_csv(outcome, stream)?)?;
         self.write("curve.svg", plot::curve(report)?.as_bytes())?;
         self.write("matrix.svg", plot::matrix(report)?.as_bytes())?;
+        if !report.pools.is_empty() {
+            self.write("pools.svg", plot::pools(report)?.as_bytes())?;
+        }
         self.write("params.safetensors", &safetensors(state)?)?;
         self.write("timing.json", &json(timing)?)?;
         self.write(REPORT, &json(report)?)

@@ -168,6 +168,14 @@ pub fn execute(
         watch.say(&format!("left out, cannot be decoded: {name}"));
     }
     let report = report(plan, loaded, &stream, &mut outcome);
+    for pool in report.pools.iter().filter(|pool| pool.collapsed) {
+        watch.say(&format!(
+            "warning: pool `{}` has collapsed, {:.1} of {} entries are in use: nearly all test images take the same",
+            pool.pool,
+            pool.effective.last().copied().unwrap_or(0.0),
+            pool.chosen.first().map_or(0, Vec::len),
+        ));
+    }
     let timing = Timing {
         seconds: started.elapsed().as_secs_f64(),
         load_seconds,

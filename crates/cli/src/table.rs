@@ -106,6 +106,17 @@ pub fn single(report: &Report) -> String {
         "             candlewick {}  {} {}  seed {}\n",
         f.code, f.device, f.dtype, f.seed
     );
+    for pool in &report.pools {
+        let last = |values: &[f64]| values.last().copied().unwrap_or(0.0);
+        text += &format!(
+            "pool {:22}  {:.1} of {} entries in use, similarity of query and key {:.3}{}\n",
+            pool.pool,
+            last(&pool.effective),
+            pool.chosen.first().map_or(0, Vec::len),
+            last(&pool.similarity),
+            if pool.collapsed { ", collapsed" } else { "" }
+        );
+    }
     for switch in &f.compat {
         text += &format!("             with {switch}: not the default rule\n");
     }

@@ -19,6 +19,7 @@ pub mod run;
 pub mod schedule;
 pub mod task;
 pub mod train;
+pub mod usage;
 
 pub use backbone::{Backbone, Features, Frozen, Spec, Thawed};
 pub use error::{Error, Result};
@@ -34,3 +35,4 @@ pub use run::{Event, Observer, Outcome, RunOptions};
 pub use schedule::Schedule;
 pub use task::{Batch, Batches, Scenario, Split, Stream, Task, TaskInfo, View};
 pub use train::{Head, OptimizerKind, Train};
+pub use usage::{Choice, PoolUse};

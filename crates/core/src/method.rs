@@ -6,6 +6,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::task::{Batch, Task, TaskInfo};
+use crate::usage::Choice;
 
 /// Named tensors: what a method has learned.
 pub type State = BTreeMap<String, Tensor>;
@@ -51,6 +52,13 @@ pub trait Method {
     /// Scores `(B, classes seen)`; the largest of a row is the predicted label. A row depends on
     /// its own image alone unless a named switch says otherwise.
     fn predict(&self, batch: &Batch) -> Result<Tensor>;
+
+    /// What the images of a test batch take from each pool that they choose from, for the report; the same pools every
+    /// time. Empty for methods without.
+    fn choices(&self, batch: &Batch) -> Result<Vec<Choice>> {
+        let _ = batch;
+        Ok(Vec::new())
+    }
 
     /// Trainable values at present.
     fn trainable(&self) -> usize;

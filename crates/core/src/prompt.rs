@@ -9,6 +9,7 @@ use candle_core::Tensor;
 use crate::error::Result;
 use crate::params::Params;
 use crate::task::TaskInfo;
+use crate::usage::Choice;
 
 /// Where prompt tokens and prefixes may enter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +195,12 @@ pub trait Prompt: Send + Sync {
     fn rescore(&self, scores: Tensor, cue: &Cue) -> Result<Tensor> {
         let _ = cue;
         Ok(scores)
+    }
+
+    /// What the images of `cue` take from each pool that they choose from, at test, for the report.
+    fn choices(&self, cue: &Cue) -> Result<Vec<Choice>> {
+        let _ = cue;
+        Ok(Vec::new())
     }
 
     /// Called once per task before its first batch: grow, copy or re-draw parameters here. It must

@@ -11,6 +11,7 @@ use crate::params::Params;
 use crate::prompt::{Cue, Outputs, Prompt};
 use crate::task::{Batch, TaskInfo};
 use crate::train::{Head, Optimizer, Train, masked_cross_entropy};
+use crate::usage::Choice;
 
 /// What the head reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +160,11 @@ impl<P: Prompt> Method for Prompted<P> {
         let cue = self.cue(batch, None, false)?;
         let (features, _) = self.look(batch, &cue)?;
         self.prompt.rescore(self.head.logits(&features)?, &cue)
+    }
+
+    /// The query comes from memory: the batch was just predicted.
+    fn choices(&self, batch: &Batch) -> Result<Vec<Choice>> {
+        self.prompt.choices(&self.cue(batch, None, false)?)
     }
 
     fn trainable(&self) -> usize {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::metrics::{AccuracyMatrix, Metrics, mean, std_dev};
 use crate::run::Outcome;
 use crate::task::{Scenario, Stream};
+use crate::usage::PoolUse;
 
 /// Raised when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -119,6 +120,9 @@ pub struct Report {
     pub fingerprint: Fingerprint,
     /// What they took.
     pub cost: Cost,
+    /// What test images took from the pools of the method; left out where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolUse>,
 }
 
 impl Report {
@@ -160,6 +164,7 @@ impl Report {
             tasks: tasks.collect(),
             fingerprint,
             cost: outcome.cost,
+            pools: outcome.pools.clone(),
         }
     }
 

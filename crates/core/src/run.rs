@@ -9,6 +9,7 @@ use crate::method::Method;
 use crate::metrics::AccuracyMatrix;
 use crate::report::{Cost, Prediction};
 use crate::task::{Scenario, Stream, Task, TaskInfo, View};
+use crate::usage::{self, PoolUse, Tally};
 
 /// What a run needs besides a method and a stream.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +73,8 @@ pub struct Outcome {
     pub predictions: Vec<Prediction>,
     /// What it took, in counts that do not depend on the machine.
     pub cost: Cost,
+    /// What test images took from the pools of the method.
+    pub pools: Vec<PoolUse>,
 }
 
 /// The loss is read back from the device every so many steps.
@@ -87,6 +90,7 @@ pub fn run(
     let mut accuracy = AccuracyMatrix::default();
     let mut cost = Cost::default();
     let mut predictions = Vec::new();
+    let mut pools = Vec::new();
     let mut passes = 0;
     for (t, task) in stream.tasks.iter().enumerate() {
         watch.on(Event::TaskBegin(&task.info))?;
@@ -104,19 +108,20 @@ pub fn run(
         watch.on(Event::Learned(&task.info))?;
 
         let last = t + 1 == stream.tasks.len();
-        let (mut row, mut counts) = (Vec::new(), Vec::new());
+        let (mut row, mut counts, mut tallies) = (Vec::new(), Vec::new(), Vec::new());
         for seen in evaluated(stream, t) {
             let keep = last.then_some(&mut predictions);
             let among = match stream.scenario {
                 Scenario::TaskIncremental => Some(&seen.info.classes),
                 _ => None,
             };
-            let batch = options.eval_batch;
-            let (hits, images) = evaluate(method, seen, among, batch, keep, watch)?;
-            cost.images_evaluated += images as u64;
-            row.push(100.0 * hits as f64 / images as f64);
-            counts.push(images);
+            let seen = evaluate(method, seen, among, options.eval_batch, keep, watch)?;
+            cost.images_evaluated += seen.images as u64;
+            row.push(100.0 * seen.hits as f64 / seen.images as f64);
+            counts.push(seen.images);
+            tallies.push(seen.tally);
         }
+        usage::close(&mut pools, &tallies)?;
         accuracy.push(row, counts);
         watch.on(Event::TaskEnd {
             task: &task.info,
@@ -128,6 +133,7 @@ pub fn run(
         accuracy,
         predictions,
         cost,
+        pools,
     })
 }
 
@@ -176,7 +182,15 @@ fn train_epoch(
     Ok(())
 }
 
-/// Correct predictions and images of one task's test set.
+/// One task's test set.
+#[derive(Default)]
+struct Evaluated {
+    /// Correct predictions.
+    hits: usize,
+    images: usize,
+    tally: Tally,
+}
+
 fn evaluate(
     method: &dyn Method,
     task: &Task,
@@ -184,14 +198,15 @@ fn evaluate(
     batch_size: usize,
     mut keep: Option<&mut Vec<Prediction>>,
     watch: &mut dyn Observer,
-) -> Result<(usize, usize)> {
-    let (mut hits, mut images) = (0, 0);
+) -> Result<Evaluated> {
+    let mut seen = Evaluated::default();
     for batch in task.test.batches(View::Plain, batch_size) {
         let batch = batch?;
         let scores = method.predict(&batch)?;
+        seen.tally.add(&method.choices(&batch)?)?;
         let (labels, values) = best(&scores, among, &task.info)?;
         for i in 0..batch.len() {
-            hits += usize::from(labels[i] == batch.labels[i]);
+            seen.hits += usize::from(labels[i] == batch.labels[i]);
             if let Some(keep) = keep.as_deref_mut() {
                 keep.push(Prediction {
                     image: task.test.image_name(batch.ids[i]),
@@ -201,10 +216,10 @@ fn evaluate(
                 });
             }
         }
-        images += batch.len();
+        seen.images += batch.len();
         watch.on(Event::Evaluated(batch.len()))?;
     }
-    if images == 0 {
+    if seen.images == 0 {
         return Err(Error::State {
             problem: format!(
                 "task {} has no readable test image, so its accuracy is undefined",
@@ -212,7 +227,7 @@ fn evaluate(
             ),
         });
     }
-    Ok((hits, images))
+    Ok(seen)
 }
 
 /// The label of the largest score of each row, the smaller label where two are equal; of `among` only, where given.

@@ -23,8 +23,8 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
 use candlewick_core::{
-    Backbone, Cue, Error, Init, Injection, Params, Pool, Prefix, Prompt, Prompted, Result, Site,
-    Spec, TaskInfo, Train,
+    Backbone, Choice, Cue, Error, Init, Injection, Params, Pool, Prefix, Prompt, Prompted, Result,
+    Site, Spec, TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -198,6 +198,30 @@ impl Prompt for Components {
 
     fn wants_query(&self) -> bool {
         true
+    }
+
+    /// An image takes `|α_j| / Σ |α|` of component `j`.
+    fn choices(&self, cue: &Cue) -> Result<Vec<Choice>> {
+        let Some(query) = &cue.query else {
+            return Ok(Vec::new());
+        };
+        let of_block = |(at, block): (usize, &usize)| {
+            let similarity = self.rows(at, false)?.weights(query)?;
+            let sizes = similarity.abs()?;
+            let sum = sizes.sum_keepdim(D::Minus1)?.maximum(1e-12)?;
+            Ok(Choice {
+                pool: format!("block {block}"),
+                taken: sizes.broadcast_div(&sum)?,
+                similarity,
+                least: 1,
+            })
+        };
+        self.config
+            .blocks
+            .iter()
+            .enumerate()
+            .map(of_block)
+            .collect()
     }
 
     fn begin_task(&mut self, _: &TaskInfo, params: &mut Params) -> Result<()> {

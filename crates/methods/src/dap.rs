@@ -25,8 +25,8 @@ use std::sync::Arc;
 use candle_core::{D, Tensor};
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Backbone, Cue, Error, Init, Injection, Params, Pool, Position, Prompt, Prompted, Result, Site,
-    Span, Spec, TaskInfo, Tokens, Train,
+    Backbone, Choice, Cue, Error, Init, Injection, Params, Pool, Position, Prompt, Prompted,
+    Result, Site, Span, Spec, TaskInfo, Tokens, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -287,6 +287,15 @@ impl Prompt for HyperPrompts {
 
     fn wants_query(&self) -> bool {
         true
+    }
+
+    fn choices(&self, cue: &Cue) -> Result<Vec<Choice>> {
+        let Some(query) = &cue.query else {
+            return Ok(Vec::new());
+        };
+        let similarity = self.similarity(query)?;
+        let chosen = self.config.batch_vote.choose(&similarity, 1, cue.train)?;
+        Ok(vec![Choice::of("tasks", &chosen, similarity)?])
     }
 
     fn begin_task(&mut self, task: &TaskInfo, params: &mut Params) -> Result<()> {

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Backbone, Cue, Error, Injection, Params, Pool, Prefix, Prompt, Prompted, Result, Site, Spec,
-    TaskInfo, Train,
+    Backbone, Choice, Cue, Error, Injection, Params, Pool, Prefix, Prompt, Prompted, Result, Site,
+    Spec, TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -244,6 +244,15 @@ impl Prompt for Prefixes {
 
     fn wants_query(&self) -> bool {
         true
+    }
+
+    fn choices(&self, cue: &Cue) -> Result<Vec<Choice>> {
+        let Some(query) = &cue.query else {
+            return Ok(Vec::new());
+        };
+        let similarity = self.similarity(query)?;
+        let chosen = self.config.batch_vote.choose(&similarity, 1, false)?;
+        Ok(vec![Choice::of("tasks", &chosen, similarity)?])
     }
 
     fn begin_task(&mut self, _: &TaskInfo, params: &mut Params) -> Result<()> {

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Backbone, Cue, Error, Injection, Params, Pool, Position, Prompt, Prompted, Result, Site, Span,
-    Tokens, Train,
+    Backbone, Choice, Cue, Error, Injection, Params, Pool, Position, Prompt, Prompted, Result,
+    Site, Span, TaskInfo, Tokens, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,8 @@ pub struct L2p {
     /// The position that prompts carry.
     #[serde(default)]
     pub layout: Layout,
-    /// Task `t` trains prompts `t·k .. (t + 1)·k` without matching, as long as there are so many; at test images choose
-    /// by their keys. Published for 5-datasets.
+    /// Task `t` trains prompts `t·k .. (t + 1)·k` without matching; at test images choose by their keys. Published for
+    /// 5-datasets. A task for which none are left is refused (the published code falls back to matching unsaid).
     #[serde(default)]
     pub prompt_mask: bool,
     /// Whether a batch chooses as one.
@@ -142,9 +142,7 @@ impl Pooled {
     /// The prompts each image gets, `k` numbers an image.
     pub fn choose(&self, similarity: &Tensor, cue: &Cue) -> Result<Vec<Vec<u32>>> {
         let (config, k) = (&self.config, self.config.top_k);
-        if let (true, true, Some(t)) = (config.prompt_mask, cue.train, cue.task)
-            && (t + 1) * k <= config.prompts
-        {
+        if let (true, true, Some(t)) = (config.prompt_mask, cue.train, cue.task) {
             let own = (t * k..(t + 1) * k).map(|prompt| prompt as u32);
             return Ok(vec![own.collect(); similarity.dim(0)?]);
         }
@@ -193,6 +191,29 @@ impl Prompt for Pooled {
 
     fn wants_query(&self) -> bool {
         true
+    }
+
+    fn choices(&self, cue: &Cue) -> Result<Vec<Choice>> {
+        let Some(query) = &cue.query else {
+            return Ok(Vec::new());
+        };
+        let similarity = self.similarity(query)?;
+        let chosen = self.choose(&similarity, cue)?;
+        Ok(vec![Choice::of("prompts", &chosen, similarity)?])
+    }
+
+    fn begin_task(&mut self, task: &TaskInfo, _: &mut Params) -> Result<()> {
+        let (have, needed) = (self.config.prompts, (task.index + 1) * self.config.top_k);
+        if self.config.prompt_mask && needed > have {
+            let problem = format!(
+                "found {have}, but with prompt_mask {} tasks need {needed}, top_k = {} each; set it to that for as many \
+                 tasks, or prompt_mask to false",
+                task.index + 1,
+                self.config.top_k
+            );
+            return Err(Error::setting("method.prompts", problem));
+        }
+        Ok(())
     }
 }
 

@@ -27,6 +27,8 @@ mod near;
 mod plain;
 #[path = "methods/ranpac.rs"]
 mod ranpac;
+#[path = "methods/seam.rs"]
+mod seam;
 #[path = "methods/statistics.rs"]
 mod statistics;
 #[path = "methods/switches.rs"]

@@ -6,6 +6,7 @@
 use candle_core::Tensor;
 use candlewick_core::{
     Cue, Init, Injection, Method, Pool, Position, Prompt, Prompted, Result, Site, Span, Tokens,
+    View,
 };
 use candlewick_methods::conformance;
 use candlewick_new_prompt_module::{setup, steered};
@@ -24,6 +25,17 @@ fn steered_tokens_keep_the_laws() {
         Ok(Box::new(method))
     };
     conformance::check(&build, &stream, &weights).unwrap();
+}
+
+#[test]
+fn steered_tokens_have_the_gradients_of_their_loss() {
+    let (backbone, preprocess) = setup::backbone(2).unwrap();
+    let stream = setup::stream(&SIZES, &preprocess).unwrap();
+    let mut method = steered::method(backbone, setup::train(1).unwrap(), 1).unwrap();
+    method.begin_task(&stream.tasks[0].info).unwrap();
+    let mut batches = stream.tasks[0].train.batches(View::Plain, 4);
+    let batch = batches.next().unwrap().unwrap();
+    conformance::gradients(&|| method.loss(&batch), method.params(), &[]).unwrap();
 }
 
 /// What must not be done: its token is the mean over the images of the batch.

@@ -20,7 +20,7 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
             "method    l2p: ",
             "precision f32 on cpu\n",
             "backbone  vit-micro: here (embedded)",
-            "depth 1, width 128, 4 heads, patch 8, 64 px: 65 tokens",
+            "depth 2, width 128, 4 heads, patch 8, 64 px: 65 tokens",
             // Prompts, keys and a head for six classes.
             &format!("trainable {} parameters", 4 * 2 * 128 + 4 * 128 + 6 * 129),
             "memory    about ",

@@ -112,7 +112,7 @@ fn what_was_changed_is_looked_at_anew() {
     same(&lab, "after", "images");
     // Another depth, another size, another filter: other features, in files of their own.
     for (n, set) in [
-        "backbone.depth=2",
+        "backbone.depth=1",
         "preprocess.crop=56",
         "preprocess.interpolation=bilinear",
     ]

@@ -63,7 +63,7 @@ fn an_unknown_method() {
         "linear.toml",
         "no method `lienar`",
         "did you mean `linear`",
-        "`aper-vpt`, `coda`, `dap`, `dualprompt`, `l2p`, `linear`, `random-prompt`, `simplecil`, `vpt`",
+        "`aper`, `aper-vpt`, `coda`, `dap`, `dualprompt`, `fecam`, `joint-linear`, `joint-ridge`, `knn`, `l2p`, `linear`, `nearest-mean`, `random-prompt`, `ranpac`, `simplecil`, `vpt`",
     ];
     lab.refused("linear.toml --set method.name=lienar", &parts);
 }
@@ -124,7 +124,7 @@ fn an_image_that_cannot_be_decoded() {
     lab.write(&cut, &bytes[..bytes.len() / 2]);
     let page = first(&lab, "images/test/star");
     lab.write(&page, "<html>not found</html>");
-    for method in crate::lab::METHODS {
+    for method in crate::lab::FEW {
         let said = lab.refused(&format!("{method}.toml --overwrite"), &["task 1 of 3"]);
         let damaged = said.err.contains(&cut) && said.err.contains("cannot be decoded");
         let foreign = said.err.contains(&page) && said.err.contains("not an image");

@@ -11,7 +11,49 @@ use candlewick_vit::Precision;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub const METHODS: [&str; 3] = ["linear", "simplecil", "l2p"];
+/// All methods: their settings, each with two blocks to fill and three tasks to grow for.
+const SETTINGS: [(&str, &str); 9] = [
+    ("linear", ""),
+    ("simplecil", ""),
+    (
+        "l2p",
+        "prompts = 4\nlength = 2\ntop_k = 2\npull = 0.1\n\
+         prompt_init = [-1.0, 1.0]\nkey_init = [-1.0, 1.0]\n",
+    ),
+    ("vpt", "depth = \"deep\"\nlength = 2\n"),
+    ("aper-vpt", "depth = \"deep\"\nlength = 2\n"),
+    ("random-prompt", "length = 2\n"),
+    ("dap", "length = 2\nembedding = 4\npull = 0.1\n"),
+    (
+        "dualprompt",
+        "g_blocks = [0]\ng_length = 2\ne_blocks = [1]\ne_length = 2\npull = 0.1\n\
+         prompt_init = [-1.0, 1.0]\nkey_init = [-1.0, 1.0]\n",
+    ),
+    ("coda", "blocks = [0, 1]\ncomponents = 2\nlength = 2\n"),
+];
+
+pub const METHODS: [&str; 9] = [
+    SETTINGS[0].0,
+    SETTINGS[1].0,
+    SETTINGS[2].0,
+    SETTINGS[3].0,
+    SETTINGS[4].0,
+    SETTINGS[5].0,
+    SETTINGS[6].0,
+    SETTINGS[7].0,
+    SETTINGS[8].0,
+];
+
+/// One that trains a head alone, one that trains nothing, one with prompts: where what is tested is not the method.
+pub const FEW: [&str; 3] = ["linear", "simplecil", "l2p"];
+
+/// Those whose images choose from a pool, and its entries after three tasks.
+pub const POOLS: [(&str, &[(&str, usize)]); 4] = [
+    ("l2p", &[("prompts", 4)]),
+    ("dap", &[("tasks", 3)]),
+    ("dualprompt", &[("tasks", 3)]),
+    ("coda", &[("block 0", 6), ("block 1", 6)]),
+];
 
 /// Six classes of nine images each.
 pub const CLASSES: [&str; 6] = ["bicycle", "bread", "cat", "cloud", "goat", "star"];
@@ -29,7 +71,7 @@ pub fn precisions() -> Vec<&'static str> {
     }
 }
 
-/// The files of a finished run.
+/// The files of a finished run; `pools.svg` comes to them for the methods of [`POOLS`].
 pub const RECORD: [&str; 9] = [
     "accuracy.csv",
     "config.toml",
@@ -51,7 +93,7 @@ increment = 2
 order = { numpy = 1993 }
 [backbone]
 name = "vit-micro"
-depth = 1
+depth = 2
 "#;
 
 const TRAIN_TABLE: &str = r#"
@@ -60,17 +102,6 @@ epochs = 1
 batch = 4
 optimizer = "adam"
 lr = 0.01
-"#;
-
-const L2P: &str = r#"
-[method]
-name = "l2p"
-prompts = 4
-length = 2
-top_k = 2
-pull = 0.1
-prompt_init = [-1.0, 1.0]
-key_init = [-1.0, 1.0]
 "#;
 
 pub struct Lab {
@@ -91,13 +122,11 @@ impl Lab {
                 fs::copy(file, to.join(file.file_name().unwrap())).unwrap();
             }
         }
-        let linear = "[method]\nname = \"linear\"\n";
-        lab.write("linear.toml", format!("{HEAD}{linear}{TRAIN_TABLE}"));
-        lab.write(
-            "simplecil.toml",
-            format!("{HEAD}[method]\nname = \"simplecil\"\n"),
-        );
-        lab.write("l2p.toml", format!("{HEAD}{L2P}{TRAIN_TABLE}"));
+        for (name, settings) in SETTINGS {
+            let train = if name == "simplecil" { "" } else { TRAIN_TABLE };
+            let method = format!("[method]\nname = \"{name}\"\n{settings}");
+            lab.write(&format!("{name}.toml"), format!("{HEAD}{method}{train}"));
+        }
         lab
     }
 

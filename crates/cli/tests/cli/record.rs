@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::lab::{CLASSES, Lab, METHODS, RECORD, TEST, TRAIN};
+use crate::lab::{CLASSES, Lab, METHODS, POOLS, RECORD, TEST, TRAIN};
 
 const TASKS: usize = 3;
 
@@ -44,13 +44,17 @@ fn a_run_leaves_a_whole_record_and_can_be_repeated_from_it() {
             "{}",
             said.out
         );
-        let expected: BTreeSet<String> = RECORD.iter().map(|s| (*s).to_owned()).collect();
+        let mut expected: BTreeSet<String> = RECORD.iter().map(|s| (*s).to_owned()).collect();
+        if pools_of(method).is_some() {
+            expected.insert("pools.svg".into());
+        }
         assert_eq!(lab.names(method), expected, "{method}");
 
         let report = lab.json(&format!("{method}/report.json"));
         assert_eq!(report["method"], method);
         check_numbers(&report);
         check_facts(&report, method);
+        check_pools(&lab, method, &report);
         check_predictions(&lab, method, &report);
         check_tables_and_pictures(&lab, method, &report);
 
@@ -130,7 +134,7 @@ fn check_facts(report: &Value, method: &str) {
         hex64(&print[field]);
     }
     assert_eq!(print["backbone"], "vit-micro");
-    assert_eq!(print["depth"], 1);
+    assert_eq!(print["depth"], 2);
     assert_eq!(print["device"], "cpu");
     assert_eq!(print["dtype"], "f32");
     assert_eq!(print["seed"], 1);
@@ -139,20 +143,27 @@ fn check_facts(report: &Value, method: &str) {
     assert!(print["code"].as_str().unwrap().starts_with(version));
 
     let classes = CLASSES.len();
-    let (steps, trained, trainable) = match method {
-        // Two classes of five images a task, in batches of four.
-        "linear" => (TASKS * 3, classes * TRAIN, 129 * classes),
-        "l2p" => (
-            TASKS * 3,
-            classes * TRAIN,
-            129 * classes + (4 * 2 + 4) * 128,
-        ),
-        _ => (
-            0,
-            0,
-            report["cost"]["trainable_parameters"].as_u64().unwrap() as usize,
-        ),
+    let head = 129 * classes;
+    let trainable = match method {
+        "simplecil" => 0,
+        "linear" | "random-prompt" => head,
+        "vpt" => head + 2 * 2 * 128,
+        // The cosine head of the first task, two classes and a scale.
+        "aper-vpt" => 2 * 2 * 128 + 2 * 128 + 1,
+        "l2p" => head + (4 * 2 + 4) * 128,
+        // Per task a key and an embedding of 4; per block what makes tokens of the 65 there are, steers and norms.
+        "dap" => head + TASKS * (128 + 4) + 2 * (2 * 66 + 5 * 256 + 256),
+        "dualprompt" => head + 2 * 2 * 128 + TASKS * (2 * 2 * 128 + 128),
+        "coda" => head + TASKS * 2 * 2 * (2 + 2) * 128,
+        other => panic!("reckon the parameters of {other}"),
     };
+    // Two classes of five images a task, in batches of four.
+    let tasks_trained = match method {
+        "simplecil" => 0,
+        "aper-vpt" => 1,
+        _ => TASKS,
+    };
+    let (steps, trained) = (tasks_trained * 3, tasks_trained * 2 * TRAIN);
     let cost = &report["cost"];
     assert_eq!(cost["optimizer_steps"], steps);
     assert_eq!(cost["images_trained"], trained);
@@ -163,7 +174,7 @@ fn check_facts(report: &Value, method: &str) {
     let backbone = cost["backbone_parameters"].as_u64().unwrap();
     assert!(
         (1..1_223_040).contains(&backbone),
-        "one block of six: {backbone}"
+        "two blocks of six: {backbone}"
     );
 
     let tasks = report["tasks"].as_array().unwrap();
@@ -177,6 +188,59 @@ fn check_facts(report: &Value, method: &str) {
         seen.extend(classes.iter().map(|c| c.as_str().unwrap().to_owned()));
     }
     assert_eq!(seen, CLASSES.iter().map(|c| (*c).to_owned()).collect());
+}
+
+fn pools_of(method: &str) -> Option<&'static [(&'static str, usize)]> {
+    let found = POOLS.iter().find(|(name, _)| *name == method);
+    found.map(|(_, pools)| *pools)
+}
+
+/// What was chosen adds up to the test images, and the single numbers follow from the counts.
+fn check_pools(lab: &Lab, method: &str, report: &Value) {
+    let Some(expected) = pools_of(method) else {
+        assert_eq!(report.get("pools"), None, "{method}");
+        return;
+    };
+    let pools = report["pools"].as_array().unwrap();
+    assert_eq!(pools.len(), expected.len(), "{method}");
+    let svg = lab.text(&format!("{method}/pools.svg"));
+    for (pool, (name, entries)) in pools.iter().zip(expected) {
+        assert_eq!(pool["pool"], *name);
+        assert!(svg.contains(&format!("{name}: ")), "{method}: {name}");
+        let taken_by_one = if method == "l2p" { 2.0 } else { 1.0 };
+        let rows: Vec<Vec<f64>> = pool["chosen"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(floats)
+            .collect();
+        assert_eq!(rows.len(), TASKS);
+        let mut sum = vec![0.0; *entries];
+        for row in &rows {
+            assert_eq!(row.len(), *entries, "{method}");
+            let all: f64 = row.iter().sum();
+            assert!(
+                (all - taken_by_one * (2 * TEST) as f64).abs() < 1e-4,
+                "{method}: {all}"
+            );
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        let all: f64 = sum.iter().sum();
+        let parts = sum.iter().map(|x| x / all).filter(|p| *p > 0.0);
+        let by_hand = parts.map(|p| -p * p.ln()).sum::<f64>().exp();
+        let effective = floats(&pool["effective"]);
+        assert_eq!(effective.len(), TASKS);
+        close(effective[TASKS - 1], by_hand);
+        let similarity = floats(&pool["similarity"]);
+        assert_eq!(similarity.len(), TASKS);
+        assert!(similarity.iter().all(|s| (-1.0..=1.0).contains(s)));
+        let room = *entries as f64 - taken_by_one;
+        let collapsed = by_hand < taken_by_one + 0.1 * room;
+        assert_eq!(pool["collapsed"], collapsed, "{method}");
+        let log = lab.text(&format!("{method}/log.txt"));
+        let warned = log.contains(&format!("warning: pool `{name}` has collapsed"));
+        assert_eq!(warned, collapsed, "{method}: {log}");
+    }
 }
 
 fn check_predictions(lab: &Lab, method: &str, report: &Value) {
@@ -228,7 +292,8 @@ fn check_tables_and_pictures(lab: &Lab, method: &str, report: &Value) {
         }
         assert!(t < TASKS);
     }
-    for picture in ["curve.svg", "matrix.svg"] {
+    let pools = pools_of(method).map(|_| "pools.svg");
+    for picture in ["curve.svg", "matrix.svg"].into_iter().chain(pools) {
         let svg = file(picture);
         assert!(
             svg.contains("<svg") && svg.trim_end().ends_with("</svg>"),
@@ -246,7 +311,7 @@ fn check_tables_and_pictures(lab: &Lab, method: &str, report: &Value) {
     let params = safetensors::SafeTensors::deserialize(&params).unwrap();
     let rows = |name: &str| params.tensor(name).unwrap().shape()[0];
     let classes: usize = match method {
-        "simplecil" => rows("prototypes"),
+        "simplecil" | "aper-vpt" => rows("prototypes"),
         _ => (0..TASKS)
             .map(|task| rows(&format!("head.{task}.weight")))
             .sum(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::lab::{CLASSES, Lab, METHODS, precisions};
+use crate::lab::{CLASSES, FEW, Lab, METHODS, precisions};
 
 /// For l2p, whose images all pass through the backbone anew each epoch.
 fn augmented(method: &str) -> &'static str {
@@ -53,7 +53,7 @@ fn the_precision_reaches_the_numbers_and_the_report() {
     if !precisions().contains(&"bf16") {
         return;
     }
-    for method in METHODS {
+    for method in FEW {
         for precision in ["auto", "f32", "bf16"] {
             let out = format!("{method}-{precision}");
             lab.run(method, &out, &format!("--set precision={precision}"));
@@ -161,7 +161,7 @@ fn the_order_of_the_test_images_changes_no_prediction() {
             fs::copy(lab.path(&format!("images/{file}")), to).unwrap();
         }
     }
-    for method in METHODS {
+    for method in FEW {
         // Three to a batch, so that each image meets others than before.
         lab.run(method, "before", "--overwrite --set data.eval_batch=3");
         let turned = "--overwrite --set data.eval_batch=3 --set data.path=turned";

@@ -46,7 +46,7 @@ fn weights_in_a_folder_are_those_of_the_card() {
     let lab = Lab::new();
     lab.write("own/model.safetensors", shipped("model.safetensors"));
     lab.write("own/config.json", shipped("config.json"));
-    recipe(&lab, "path = \"own\"\ndepth = 1");
+    recipe(&lab, "path = \"own\"\ndepth = 2");
     lab.run("own", "own-run", "");
     lab.run("linear", "card-run", "");
     let hash =
@@ -102,7 +102,7 @@ fn weights_of_which_nothing_else_is_known() {
     let parts = ["own/model.safetensors", "no config.json", "name the card"];
     lab.refused("own.toml", &parts);
     // The card says it.
-    recipe(&lab, "path = \"own\"\ncard = \"vit-micro\"\ndepth = 1");
+    recipe(&lab, "path = \"own\"\ncard = \"vit-micro\"\ndepth = 2");
     let said = lab.say("run own.toml --dry-run");
     assert_eq!(said.code, Some(0), "{}", said.err);
     recipe(&lab, "path = \"own\"\ncard = \"vit-mirco\"");

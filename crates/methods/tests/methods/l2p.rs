@@ -11,8 +11,8 @@ use candlewick_vit::Precision;
 
 use crate::base::trainable;
 use crate::lab::{
-    Tensors, choosing, conforms, conforms_in_all, difference, gradient_holds, here, holds, max_abs,
-    quick, task, tensors, tiny, tiny_in,
+    Tensors, choosing, conforms, difference, gradient_holds, here, holds, max_abs, quick, task,
+    tensors, tiny, tiny_in,
 };
 use crate::near::precisions;
 
@@ -168,9 +168,10 @@ fn small_pool(batch_vote: BatchVote) -> L2p {
 #[test]
 fn l2p_keeps_the_laws_on_augmented_images() {
     let config = MethodConfig::L2p(small_pool(BatchVote::Never));
-    conforms_in_all(config, true).unwrap();
+    conforms(config, true).unwrap();
     let config = MethodConfig::L2p(L2p {
         layout: Layout::V2,
+        prompts: 8,
         prompt_mask: true,
         ..small_pool(BatchVote::Train)
     });
@@ -237,13 +238,13 @@ fn the_layouts_differ_by_the_position_of_prompts() {
 }
 
 #[test]
-fn the_mask_gives_each_task_its_prompts_as_long_as_there_are_some() {
+fn the_mask_gives_each_task_its_prompts() {
     let config = L2p {
         prompts: 5,
         prompt_mask: true,
         ..small_pool(BatchVote::Train)
     };
-    let method = config.build(tiny(), quick(), 0).unwrap();
+    let mut method = config.build(tiny(), quick(), 0).unwrap();
     let rows = vec![vec![0.9f32, 0.0, 0.8, 0.0, 0.0]; 2];
     let similarity = Tensor::new(rows, &candle_core::Device::Cpu).unwrap();
     let choose = |task, train| {
@@ -256,9 +257,18 @@ fn the_mask_gives_each_task_its_prompts_as_long_as_there_are_some() {
     };
     assert_eq!(choose(Some(0), true), [0, 1]);
     assert_eq!(choose(Some(1), true), [2, 3]);
-    // Prompts 4 and 5 would be next, but there are five.
-    assert_eq!(choose(Some(2), true), [0, 2]);
     assert_eq!(choose(None, false), [0, 2]);
+    // Prompts 4 and 5 would be next, but there are five.
+    method.begin_task(&task(0, 0..2)).unwrap();
+    method.begin_task(&task(1, 2..4)).unwrap();
+    let Err(Error::Setting { key, problem }) = method.begin_task(&task(2, 4..6)) else {
+        panic!("a third task must be refused");
+    };
+    assert_eq!(key, "method.prompts");
+    assert!(
+        problem.contains("found 5, but with prompt_mask 3 tasks need 6"),
+        "{problem}"
+    );
 }
 
 #[test]

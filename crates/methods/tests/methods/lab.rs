@@ -235,12 +235,8 @@ pub fn quick() -> Train {
     }
 }
 
+/// In every precision of this machine.
 pub fn conforms(config: MethodConfig, augmented: bool) -> Result<()> {
-    conforms_in(Precision::F32, &config, augmented)
-}
-
-/// In every precision of this machine: asked of a method without prompts, one with tokens, one with prefixes.
-pub fn conforms_in_all(config: MethodConfig, augmented: bool) -> Result<()> {
     precisions()
         .into_iter()
         .try_for_each(|precision| conforms_in(precision, &config, augmented))

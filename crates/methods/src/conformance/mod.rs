@@ -1,7 +1,10 @@
 //! The laws every method keeps, as one check for methods of ours and of others.
 //!
 //! A stream with unequal tasks, one of them of a single class and the last one odd, asks most of a
-//! method.
+//! method. What [`check`] cannot see of a method from outside, its gradients, [`gradients`] holds; [`empty_prompt`] is
+//! a law of backbones.
+
+mod seam;
 
 use std::collections::BTreeMap;
 
@@ -10,8 +13,10 @@ use candlewick_core::{
     Batch, Error, Method, Outcome, Result, RunOptions, State, Stream, Task, TaskInfo, View, run,
 };
 
+pub use seam::{empty_prompt, gradients};
+
 /// Makes a fresh method; called several times, it must give the same one.
-pub type Build<'a> = &'a dyn Fn() -> Result<Box<dyn Method>>;
+pub type Build<'a> = &'a (dyn Fn() -> Result<Box<dyn Method>> + Sync);
 
 /// Runs every law over `stream`; `frozen` are the weights of the backbone that `build` uses. The error
 /// says which law is broken and where.
@@ -31,7 +36,8 @@ pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor
     if bits(frozen)? != before {
         return broken("frozen weights changed");
     }
-    same_seed_same_numbers(build, stream)
+    same_seed_same_numbers(build, stream)?;
+    tasks_without_end(build, stream)
 }
 
 fn learn(method: &mut dyn Method, task: &Task, index: usize) -> Result<()> {
@@ -158,18 +164,62 @@ fn resuming_is_the_same_run(build: Build<'_>, stream: &Stream, end: &State) -> R
     }
 }
 
+/// With one thread and with three, in rayon's pool of the moment: where matrices are multiplied.
 fn same_seed_same_numbers(build: Build<'_>, stream: &Stream) -> Result<()> {
-    let once = || -> Result<Outcome> {
+    let with = |threads: usize| -> Result<Outcome> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let pool = pool.build().map_err(|e| Error::State {
+            problem: format!("{threads} threads cannot be started: {e}"),
+        })?;
         let options = RunOptions {
             seed: 3,
             eval_batch: 16,
         };
-        run::run(build()?.as_mut(), stream, options, &mut ())
+        pool.install(|| run::run(build()?.as_mut(), stream, options, &mut ()))
     };
-    let (a, b) = (once()?, once()?);
-    match a.accuracy == b.accuracy && a.predictions == b.predictions {
+    let (one, three) = (with(1)?, with(3)?);
+    if one.accuracy != three.accuracy || one.predictions != three.predictions {
+        return broken("two runs with one seed, on one thread and on three, differ");
+    }
+    match one.pools == three.pools {
         true => Ok(()),
-        false => broken("two runs with one seed differ"),
+        false => broken("two runs with one seed choose differently from a pool"),
+    }
+}
+
+/// More tasks than anybody made room for: a method grows, or names the setting that is too small.
+fn tasks_without_end(build: Build<'_>, stream: &Stream) -> Result<()> {
+    const TASKS: usize = 40;
+    let mut method = build()?;
+    for index in 0..TASKS {
+        let info = TaskInfo {
+            index,
+            classes: index..index + 1,
+            train_len: 1,
+            test_len: 1,
+        };
+        match method.begin_task(&info) {
+            Ok(()) => {}
+            Err(Error::Setting { .. }) => return Ok(()),
+            Err(other) => {
+                let task = index + 1;
+                return broken(&format!(
+                    "task {task} of one class is refused, but no setting is named: {other}"
+                ));
+            }
+        }
+    }
+    let Some(batch) = stream.tasks[0].test.batches(View::Plain, 4).next() else {
+        return broken("the first task has no test image");
+    };
+    let batch = batch?;
+    let scores = method.predict(&batch)?;
+    match scores.dims() == [batch.len(), TASKS] {
+        true => Ok(()),
+        false => broken(&format!(
+            "after {TASKS} tasks of one class, scores have shape {:?}",
+            scores.dims()
+        )),
     }
 }
 
