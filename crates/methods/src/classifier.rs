@@ -215,3 +215,14 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     let pairs = a.iter().zip(b);
     pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
+
+/// A head of `height` rows, from `before` columns to `now`: new classes score 0 until they are learned.
+pub(crate) fn widened(head: &[f32], height: usize, before: usize, now: usize) -> Vec<f32> {
+    let mut wide = vec![0.0; height * now];
+    if before > 0 {
+        for (to, from) in wide.chunks_mut(now).zip(head.chunks(before)) {
+            to[..before].copy_from_slice(from);
+        }
+    }
+    wide
+}

@@ -21,7 +21,7 @@ use candlewick_stats::{Cholesky, Moments, Symmetric};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, take};
+use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take};
 use crate::tuning::{Look, Tuning};
 
 /// `[method] name = "fecam"`.
@@ -134,19 +134,7 @@ impl FeCam {
         let n = covariance.n();
         let [first, second] = self.shrinkage;
         if self.pilot() {
-            let shrunk = |i, j| covariance.get(i, j) + if i == j { first } else { 0.0 };
-            // `torch.corrcoef`: rows are variables, columns observations.
-            let centred: Vec<f64> = (0..n)
-                .flat_map(|i| {
-                    let mean = (0..n).map(|j| shrunk(i, j)).sum::<f64>() / n as f64;
-                    (0..n).map(move |j| shrunk(i, j) - mean)
-                })
-                .collect();
-            // Symmetric up to the means, so products of columns need its transpose.
-            let transposed: Vec<f64> = (0..n * n).map(|at| centred[at % n * n + at / n]).collect();
-            let mut products = Symmetric::zeros(n);
-            products.add_rows(&transposed);
-            return normalised_diagonal(&products);
+            return normalised_diagonal(&self.row_products(covariance));
         }
         let diagonal = covariance.diagonal_mean();
         let rest: f64 = (0..n)
@@ -164,6 +152,46 @@ impl FeCam {
         });
         normalised_diagonal(&shrunk)
     }
+
+    /// `Σ_s` of PILOT.
+    fn pilot_shrunk(&self, covariance: &Symmetric<f64>) -> Symmetric<f64> {
+        Symmetric::from_fn(covariance.n(), |i, j| {
+            covariance.get(i, j) + if i == j { self.shrinkage[0] } else { 0.0 }
+        })
+    }
+
+    /// `C Cᵀ` of the rows of `Σ_s` less their means: what `torch.corrcoef` normalises.
+    fn row_products(&self, covariance: &Symmetric<f64>) -> Symmetric<f64> {
+        let n = covariance.n();
+        let shrunk = self.pilot_shrunk(covariance);
+        let mean = |i: usize| (0..n).map(|j| shrunk.get(i, j)).sum::<f64>() / n as f64;
+        let means: Vec<f64> = (0..n).map(mean).collect();
+        // Cᵀ row by row.
+        let rows = (0..n * n).map(|at| shrunk.get(at % n, at / n) - means[at % n]);
+        let mut products = Symmetric::zeros(n);
+        products.add_rows(&rows.collect::<Vec<_>>());
+        products
+    }
+
+    /// Rows less their means are orthogonal to `(1 … 1)`, so that PILOT's `R_c` has one direction that it takes to 0 and the
+    /// pseudo-inverse leaves out: `D^½ Σ_s⁻¹ (1 … 1)`, normalised.
+    fn left_out(&self, covariance: &Symmetric<f64>) -> Result<Option<Vec<f64>>> {
+        if !self.pilot() {
+            return Ok(None);
+        }
+        let n = covariance.n();
+        let factor = Cholesky::new(self.pilot_shrunk(covariance), 0.0);
+        let factor = factor.map_err(|e| singular("method.shrinkage", e))?;
+        let mut direction = vec![1.0; n];
+        factor.solve(&mut direction, 1).map_err(misfit)?;
+        let products = self.row_products(covariance);
+        for (i, v) in direction.iter_mut().enumerate() {
+            *v *= products.get(i, i).sqrt();
+        }
+        let norm = direction.iter().map(|v| v * v).sum::<f64>().sqrt();
+        direction.iter_mut().for_each(|v| *v /= norm);
+        Ok(Some(direction))
+    }
 }
 
 /// `a_ij / √(a_ii a_jj)`.
@@ -175,6 +203,10 @@ fn normalised_diagonal(a: &Symmetric<f64>) -> Symmetric<f64> {
 fn normalised(row: &[f32]) -> Vec<f32> {
     let norm = crate::classifier::dot(row, row).sqrt();
     row.iter().map(|v| (f64::from(*v) / norm) as f32).collect()
+}
+
+fn inner(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Mean and covariance of every class.
@@ -189,8 +221,10 @@ struct Class {
     mean: Vec<f32>,
     /// `Σ_i (x_i − μ)(x_i − μ)ᵀ`, in f32.
     scatter: Symmetric<f32>,
-    /// Of `R_c`.
+    /// Of `R_c`, plus `u uᵀ` where there is such a direction.
     factor: Option<Cholesky>,
+    /// `u`, see [`FeCam::left_out`].
+    left_out: Option<Vec<f64>>,
 }
 
 impl Class {
@@ -211,7 +245,12 @@ impl Covariances {
                 ),
             });
         };
-        let factor = Cholesky::new(self.config.correlation(&covariance), 0.0);
+        let mut correlation = self.config.correlation(&covariance);
+        class.left_out = self.config.left_out(&covariance)?;
+        if let Some(direction) = &class.left_out {
+            correlation.add_rows(direction);
+        }
+        let factor = Cholesky::new(correlation, 0.0);
         class.factor = Some(factor.map_err(|e| {
             Error::setting(
                 "method.shrinkage",
@@ -237,6 +276,7 @@ impl Classifier for Covariances {
             mean: vec![0.0; dim],
             scatter: Symmetric::zeros(0),
             factor: None,
+            left_out: None,
         });
         Ok(())
     }
@@ -272,6 +312,7 @@ impl Classifier for Covariances {
                     mean: all.mean.iter().map(|v| *v as f32).collect(),
                     scatter: all.scatter.map(|v| v as f32),
                     factor: None,
+                    left_out: None,
                 };
                 self.factored(index, class)
             })
@@ -300,9 +341,18 @@ impl Classifier for Covariances {
                 let pairs = row.iter().zip(&mean);
                 pairs.map(|(x, m)| f64::from(*x) - f64::from(*m))
             });
-            let whitened = factor.whitened(&deltas.collect::<Vec<_>>());
-            let square = |row: &[f64]| row.iter().map(|v| v * v).sum();
-            whitened.chunks_exact(self.dim).map(square).collect()
+            let deltas: Vec<f64> = deltas.collect();
+            let whitened = factor.whitened(&deltas);
+            let mut found: Vec<f64> = whitened
+                .chunks_exact(self.dim)
+                .map(|row| inner(row, row))
+                .collect();
+            if let Some(direction) = &class.left_out {
+                for (distance, delta) in found.iter_mut().zip(deltas.chunks_exact(self.dim)) {
+                    *distance -= inner(delta, direction).powi(2);
+                }
+            }
+            found
         };
         let by_class: Vec<Vec<f64>> = self.classes.par_iter().map(distances).collect();
         let scores =
@@ -340,6 +390,7 @@ impl Classifier for Covariances {
                     scatter: Symmetric::unpacked(d, &scatters[i * triangle..(i + 1) * triangle])
                         .map_err(misfit)?,
                     factor: None,
+                    left_out: None,
                 };
                 self.factored(i, class)
             })

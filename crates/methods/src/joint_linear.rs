@@ -17,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, put, take, values};
+use crate::classifier::{Classifier, OneLook, Seen, classes, put, take, values, widened};
 use crate::draw::shuffle;
 use crate::knn::take_parts;
 use crate::tuning::Look;
@@ -102,7 +102,10 @@ impl Probe {
 
 impl Classifier for Probe {
     fn grow(&mut self, task: &TaskInfo) -> Result<()> {
-        self.classes = self.classes.max(task.classes.end);
+        let before = self.classes;
+        self.classes = before.max(task.classes.end);
+        self.weight = widened(&self.weight, self.dim, before, self.classes);
+        self.bias.resize(self.classes, 0.0);
         Ok(())
     }
 

@@ -104,7 +104,7 @@ impl Joint {
 impl Classifier for Joint {
     fn grow(&mut self, task: &TaskInfo) -> Result<()> {
         self.classes = self.classes.max(task.classes.end);
-        Ok(())
+        self.head.as_mut().map_or(Ok(()), |head| head.grow(task))
     }
 
     fn learn(&mut self, seen: Seen<'_>) -> Result<()> {
@@ -113,9 +113,10 @@ impl Classifier for Joint {
     }
 
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {
-        self.head
-            .as_ref()
-            .map_or(Ok(vec![]), |head| head.scores(rows))
+        match &self.head {
+            Some(head) => head.scores(rows),
+            None => Ok(vec![0.0; rows.len() / self.dim.max(1) * self.classes]),
+        }
     }
 
     fn save(&self, state: &mut State) -> Result<()> {

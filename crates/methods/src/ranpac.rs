@@ -26,7 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take};
+use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take, widened};
 use crate::draw::shuffle;
 use crate::knn::take_parts;
 use crate::tuning::{Look, Tuning};
@@ -215,7 +215,11 @@ impl RidgeHead {
 
 impl Classifier for RidgeHead {
     fn grow(&mut self, task: &TaskInfo) -> Result<()> {
+        let before = self.statistics.classes();
         self.statistics.grow(task.classes.end);
+        let now = self.statistics.classes();
+        // A class scores 0 until it is learned.
+        self.head = widened(&self.head, self.statistics.lift().width(), before, now);
         Ok(())
     }
 

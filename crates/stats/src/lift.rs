@@ -145,7 +145,8 @@ pub(crate) mod tests {
         let labels: Vec<u32> = (0..n as u32).map(|i| i * 7 % 5).collect();
         let rows = (0..n * d).map(|i| {
             let class = labels[i / d] as usize;
-            ((i * i * 13 + i * 29) % 211) as f32 / 211.0 + ((class + i % d) % 5 == 0) as u32 as f32
+            ((i * i * 13 + i * 29) % 211) as f32 / 211.0
+                + (class + i % d).is_multiple_of(5) as u32 as f32
         });
         (rows.collect(), labels)
     }

@@ -74,6 +74,14 @@ impl<'a, T> View<'a, T> {
         }
     }
 
+    /// From row `first` on.
+    pub fn from_row(self, first: usize) -> Self {
+        Self {
+            values: &self.values[first * self.row..],
+            ..self
+        }
+    }
+
     /// The transpose.
     pub fn t(self) -> Self {
         Self {
@@ -131,8 +139,11 @@ pub fn product<T: Real>(
 const MOST: usize = 256;
 pub(crate) const LEAST: usize = 32;
 
+/// Products that are added up at once. `gemm` cuts longer sums where their number of rows makes it convenient.
+const DEPTH: usize = 512;
+
 /// `X B`, `(rows, n)`, for rows of `k` values and `B (k, n)`, on all threads. A row of the result depends on its own row of `X`
-/// alone, bit for bit, however many there are: groups are padded to whole blocks, since of one row `gemm` adds in another order.
+/// alone, bit for bit, however many there are: groups are padded to whole blocks, and sums are cut at fixed places.
 pub fn scores<T: Real>(x: &[T], k: usize, b: View<'_, T>, n: usize) -> Vec<T> {
     let rows = x.len() / k.max(1);
     let mut out = vec![T::ZERO; rows * n];
@@ -146,7 +157,11 @@ pub fn scores<T: Real>(x: &[T], k: usize, b: View<'_, T>, n: usize) -> Vec<T> {
         let padded = padded(x, k);
         let full = padded.len() / k;
         let mut whole = vec![T::ZERO; full * n];
-        product((full, k, n), T::ONE, View::rows(&padded, k), b, &mut whole);
+        for first in (0..k).step_by(DEPTH) {
+            let left = View::rows(&padded, k).from_column(first);
+            let size = (full, DEPTH.min(k - first), n);
+            product(size, T::ONE, left, b.from_row(first), &mut whole);
+        }
         out.copy_from_slice(&whole[..out.len()]);
     });
     out

@@ -224,7 +224,10 @@ fn killing_a_sweep_loses_no_finished_cell() {
             before = 0;
         }
     }
-    assert!(kills >= 20 && between > 3, "{kills} kills, {between} at work");
+    assert!(
+        kills >= 20 && between > 3,
+        "{kills} kills, {between} at work"
+    );
     let said = sweep(&lab, "--out killed");
     assert!(
         said.err.contains(&format!("{before} are kept")),

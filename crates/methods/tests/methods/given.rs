@@ -119,8 +119,9 @@ pub fn eliminate(mut a: [[f64; 32]; 32], b: &[f64]) -> Vec<f64> {
     for k in 0..32 {
         for i in k + 1..32 {
             let factor = a[i][k] / a[k][k];
-            for j in k..32 {
-                a[i][j] -= factor * a[k][j];
+            let pivot = a[k];
+            for (to, from) in a[i].iter_mut().zip(pivot).skip(k) {
+                *to -= factor * from;
             }
             x[i] -= factor * x[k];
         }

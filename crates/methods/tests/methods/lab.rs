@@ -245,7 +245,7 @@ pub fn conforms(config: MethodConfig, augmented: bool) -> Result<()> {
 fn conforms_in(precision: Precision, config: &MethodConfig, augmented: bool) -> Result<()> {
     let backbone = micro_in(precision);
     let weights = backbone.weights().clone();
-    let train_table = config.about().trains.then(quick);
+    let train_table = config.trains().then(quick);
     let build = || -> Result<Box<dyn Method>> {
         config.build(backbone.clone(), train_table.as_ref(), 16, 5)
     };
