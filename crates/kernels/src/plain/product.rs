@@ -137,21 +137,24 @@ fn by_gemm(
         0 | 1 => Parallelism::None,
         n => Parallelism::Rayon(n),
     };
+    // Sums longer than this are cut by `gemm` itself, at places that depend on the number of rows.
+    const DEPTH: usize = 512;
+    let parts = (0..k).step_by(DEPTH);
     // SAFETY: every value of the three matrices is inside its slice, as the caller asserted; `c` is borrowed alone, and its
     // elements are distinct since a row is no longer than the distance between rows.
-    unsafe {
+    parts.for_each(|p| unsafe {
         gemm(
             m,
             n,
-            k,
+            DEPTH.min(k - p),
             c.as_mut_ptr(),
             1,
             width as isize,
-            add,
-            a.values.as_ptr(),
+            add || p > 0,
+            a.values[p * a.column..].as_ptr(),
             a.column as isize,
             a.row as isize,
-            b.values.as_ptr(),
+            b.values[p * b.row..].as_ptr(),
             b.column as isize,
             b.row as isize,
             1.0,
@@ -161,7 +164,7 @@ fn by_gemm(
             false,
             parallelism,
         );
-    }
+    });
 }
 
 #[cfg(test)]
