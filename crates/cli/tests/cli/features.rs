@@ -62,6 +62,28 @@ fn a_run_from_the_store_equals_one_from_images_bit_for_bit() {
 }
 
 #[test]
+fn every_method_of_features_alone_is_the_same_from_the_store() {
+    let lab = Lab::new();
+    for (name, settings) in [
+        ("nearest-mean", "distance=\"mahalanobis\""),
+        ("ranpac", "projection=50"),
+        ("fecam", "shrinkage=[10.0,10.0]"),
+        ("knn", "k=3,distance=\"cosine\",weights=\"uniform\""),
+        ("joint-ridge", "ridge=1.0"),
+    ] {
+        let method = format!("--set method={{name=\"{name}\",{settings}}}");
+        let images = format!("{name}-images");
+        let none = format!("{method} --set features=off --set data.eval_batch=5");
+        lab.run("simplecil", &images, &none);
+        let more = format!("{method} --set data.eval_batch=64");
+        let stored = lab.run("simplecil", &format!("{name}-stored"), &more);
+        let first = name == "nearest-mean";
+        assert_eq!(stored.err.contains("to look at"), first, "{}", stored.err);
+        same(&lab, &images, &format!("{name}-stored"));
+    }
+}
+
+#[test]
 fn a_method_that_needs_pixels_takes_the_queries_that_are_there() {
     let lab = Lab::new();
     let augmented = "--set preprocess.flip=true";
