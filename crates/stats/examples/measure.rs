@@ -1,4 +1,4 @@
-//! Times the statistics for `bench/statistics.py`: a line `CASE IMAGES WIDTH` in, a line of JSON out.
+//! Times the statistics for `bench/features.py`: a line `CASE IMAGES WIDTH` in, a line of JSON out.
 //!
 //! Features are drawn from their index alone, so that the other side has the same.
 

@@ -18,7 +18,7 @@ pub const RIDGES: [f64; 17] = [
 /// over `classes` is that over their number. Infinite where the matrix is singular in f64.
 ///
 /// Solved on the smaller side: `(fit, fit)` by images or `(m, m)` by sums, factored once a ridge. An eigendecomposition
-/// would serve all ridges; on one core it takes as long as 15 such factors, and unlike them gives other bits on more.
+/// would serve all ridges; that of `faer` took as long as 15 of its factors (n = 2000, one core), and gave other bits on two.
 pub fn validation_errors(
     lift: &dyn Lift,
     rows: &[f32],

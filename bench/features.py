@@ -2,7 +2,7 @@
 
     pip install torch numpy
     cargo build --release -p candlewick-stats --example measure
-    python bench/statistics.py
+    python bench/features.py
 
 Every turn is a process of its own, so that its memory peak is its own. The opponent computes in f32, in one thread a core; where the
 authors' code does more than is needed (the whole of G, a factor for every ridge), a second opponent does it the
