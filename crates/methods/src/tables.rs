@@ -1,0 +1,215 @@
+//! What methods and published switches there are, for people to read.
+
+/// What `candlewick methods` shows of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// As in `[method] name`.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub what: &'static str,
+    /// Where it comes from.
+    pub paper: &'static str,
+    /// Whether it reads the `[train]` table; some do with `[method.tuning]` alone, see [`MethodConfig::trains`](crate::MethodConfig::trains).
+    pub trains: bool,
+}
+
+/// All methods, in the order of their names.
+pub const METHODS: [About; 16] = [
+    About {
+        name: "aper",
+        what: "the backbone tuned on the first task, then class means of frozen and tuned features",
+        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
+        trains: true,
+    },
+    About {
+        name: "aper-vpt",
+        what: "prompts tuned on the first task, then class means of frozen and tuned features",
+        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
+        trains: true,
+    },
+    About {
+        name: "coda",
+        what: "a prefix for each image, summed from components that attention weighs",
+        paper: "Smith et al. 2023, CODA-Prompt: COntinual Decomposed Attention-based Prompting",
+        trains: true,
+    },
+    About {
+        name: "dap",
+        what: "prompts made for each image from the tokens of each block",
+        paper: "Jung et al. 2023, Generating Instance-level Prompts for Rehearsal-free Continual Learning",
+        trains: true,
+    },
+    About {
+        name: "dualprompt",
+        what: "prefixes shared by all tasks, and prefixes of each task, chosen per image by learned keys",
+        paper: "Wang et al. 2022, DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning",
+        trains: true,
+    },
+    About {
+        name: "fecam",
+        what: "nearest class mean by the covariance of each class",
+        paper: "Goswami et al. 2023, FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning",
+        trains: false,
+    },
+    About {
+        name: "joint-linear",
+        what: "a linear head trained on all classes seen; the ceiling of linear heads",
+        paper: "-",
+        trains: true,
+    },
+    About {
+        name: "joint-ridge",
+        what: "ridge regression on all classes seen; the ceiling of statistics",
+        paper: "-",
+        trains: false,
+    },
+    About {
+        name: "knn",
+        what: "the nearest training features vote; memory grows with every image",
+        paper: "-",
+        trains: false,
+    },
+    About {
+        name: "l2p",
+        what: "a pool of prompt tokens, chosen per image by learned keys",
+        paper: "Wang et al. 2022, Learning to Prompt for Continual Learning",
+        trains: true,
+    },
+    About {
+        name: "linear",
+        what: "a masked linear head on the frozen backbone; the floor of every table",
+        paper: "-",
+        trains: true,
+    },
+    About {
+        name: "nearest-mean",
+        what: "class means of the frozen feature, nearest by Euclidean, cosine or Mahalanobis distance",
+        paper: "Hayes and Kanan 2020, Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis",
+        trains: false,
+    },
+    About {
+        name: "random-prompt",
+        what: "deep prompts that are drawn and never trained; the floor of deep prompts",
+        paper: "-",
+        trains: true,
+    },
+    About {
+        name: "ranpac",
+        what: "ridge regression on a random projection of the feature",
+        paper: "McDonnell et al. 2023, RanPAC: Random Projections and Pre-trained Models for Continual Learning",
+        trains: false,
+    },
+    About {
+        name: "simplecil",
+        what: "class means of the frozen feature, nearest by cosine",
+        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
+        trains: false,
+    },
+    About {
+        name: "vpt",
+        what: "free prompt tokens, shallow or deep, tuned on every task",
+        paper: "Jia et al. 2022, Visual Prompt Tuning",
+        trains: true,
+    },
+];
+
+/// A published quirk that a recipe can ask for by name: what `candlewick methods --compat` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compat {
+    /// As in `[method] name`.
+    pub method: &'static str,
+    /// The key of `[method]` and the value that departs.
+    pub switch: &'static str,
+    /// What it does.
+    pub what: &'static str,
+    /// Where it was published.
+    pub source: &'static str,
+}
+
+/// All of them, by method and switch; [`MethodConfig::compat`](crate::MethodConfig::compat) gives those in use as `method.switch`.
+pub const COMPAT: &[Compat] = &[
+    Compat {
+        method: "aper",
+        switch: "tuning.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "aper-vpt",
+        switch: "init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "dap",
+        switch: "batch_vote=always",
+        what: "a test batch chooses one task together: predictions depend on the batch",
+        source: "naver-ai/dap-cl:src/models/vit_dap/vit.py",
+    },
+    Compat {
+        method: "dap",
+        switch: "init=zeros",
+        what: "the prompt maker starts at 0: all tokens of a block stay alike for ever",
+        source: "naver-ai/dap-cl:src/models/vit_dap/vit.py",
+    },
+    Compat {
+        method: "dap",
+        switch: "mask_logits=true",
+        what: "classes outside the chosen task cannot be predicted (ImageNet-R)",
+        source: "naver-ai/dap-cl:src/models/vit_models.py",
+    },
+    Compat {
+        method: "dualprompt",
+        switch: "batch_vote=always",
+        what: "a test batch chooses one task together: predictions depend on the batch",
+        source: "google-research/l2p:models/prompt.py, JH-LEE-KR/dualprompt-pytorch:prompt.py",
+    },
+    Compat {
+        method: "dualprompt",
+        switch: "compat=reshape-bug",
+        what: "keys, values and images mix in the prefixes of a batch: predictions depend on the batch",
+        source: "JH-LEE-KR/dualprompt-pytorch:prompt.py, LAMDA-CL/LAMDA-PILOT:backbone/prompt.py",
+    },
+    Compat {
+        method: "fecam",
+        switch: "compat=pilot",
+        what: "correlates the rows of a covariance plus 100 I, which leaves it near I: all but nearest mean",
+        source: "LAMDA-CL/LAMDA-PILOT:models/fecam.py",
+    },
+    Compat {
+        method: "fecam",
+        switch: "tuning.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "l2p",
+        switch: "batch_vote=always",
+        what: "a batch chooses its prompts together, at test too: predictions depend on the batch",
+        source: "google-research/l2p:models/prompt.py, JH-LEE-KR/l2p-pytorch:prompt.py",
+    },
+    Compat {
+        method: "l2p",
+        switch: "batch_vote=train",
+        what: "a batch chooses its prompts together, in training alone",
+        source: "google-research/l2p:models/prompt.py",
+    },
+    Compat {
+        method: "ranpac",
+        switch: "compat=pilot",
+        what: "scores are cosines: the norms of the ridge solution are thrown away",
+        source: "LAMDA-CL/LAMDA-PILOT:models/ranpac.py, backbone/linears.py",
+    },
+    Compat {
+        method: "ranpac",
+        switch: "tuning.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "vpt",
+        switch: "init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+];
