@@ -226,3 +226,39 @@ pub(crate) fn widened(head: &[f32], height: usize, before: usize, now: usize) ->
     }
     wide
 }
+
+/// Features and labels of each task, as `features.T` and `labels.T`.
+pub(crate) fn put_parts(
+    state: &mut State,
+    parts: &[(Vec<f32>, Vec<u32>)],
+    dim: usize,
+) -> Result<()> {
+    for (t, (rows, labels)) in parts.iter().enumerate() {
+        let n = labels.len();
+        put(state, &format!("features.{t}"), rows.clone(), &[n, dim])?;
+        let labels = labels.iter().map(|l| *l as f32).collect();
+        put(state, &format!("labels.{t}"), labels, &[n])?;
+    }
+    Ok(())
+}
+
+/// What [`put_parts`] saved.
+pub(crate) fn take_parts(
+    tasks: &[TaskInfo],
+    dim: usize,
+    state: &mut State,
+) -> Result<Vec<(Vec<f32>, Vec<u32>)>> {
+    let part = |t: usize| {
+        let name = format!("labels.{t}");
+        let n = state.get(&name).map_or(0, |labels| labels.elem_count());
+        let labels = take(state, &name, &[n])?;
+        let labels: Vec<u32> = labels.into_iter().map(|l| l as u32).collect();
+        if labels.iter().any(|l| *l as usize >= classes(tasks)) {
+            return Err(Error::State {
+                problem: format!("`{name}` has a class beyond {}", classes(tasks)),
+            });
+        }
+        Ok((take(state, &format!("features.{t}"), &[n, dim])?, labels))
+    };
+    (0..tasks.len()).map(part).collect()
+}

@@ -17,9 +17,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, put, take, values, widened};
+use crate::classifier::{
+    Classifier, OneLook, Seen, classes, put, put_parts, take, take_parts, values, widened,
+};
 use crate::draw::shuffle;
-use crate::knn::take_parts;
 use crate::tuning::Look;
 
 /// `[method] name = "joint-linear"` has no keys of its own.
@@ -124,17 +125,7 @@ impl Classifier for Probe {
     }
 
     fn save(&self, state: &mut State) -> Result<()> {
-        for (t, (rows, labels)) in self.parts.iter().enumerate() {
-            let n = labels.len();
-            put(
-                state,
-                &format!("features.{t}"),
-                rows.clone(),
-                &[n, self.dim],
-            )?;
-            let labels = labels.iter().map(|l| *l as f32).collect();
-            put(state, &format!("labels.{t}"), labels, &[n])?;
-        }
+        put_parts(state, &self.parts, self.dim)?;
         put(
             state,
             "weight",

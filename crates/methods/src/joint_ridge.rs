@@ -14,8 +14,7 @@ use std::sync::Arc;
 use candlewick_core::{Backbone, Result, State, TaskInfo};
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, put};
-use crate::knn::take_parts;
+use crate::classifier::{Classifier, OneLook, Seen, classes, put_parts, take_parts};
 use crate::ranpac::{RanPac, RidgeHead, check_ridge};
 use crate::tuning::Look;
 
@@ -120,18 +119,7 @@ impl Classifier for Joint {
     }
 
     fn save(&self, state: &mut State) -> Result<()> {
-        for (t, (rows, labels)) in self.parts.iter().enumerate() {
-            let n = labels.len();
-            put(
-                state,
-                &format!("features.{t}"),
-                rows.clone(),
-                &[n, self.dim],
-            )?;
-            let labels = labels.iter().map(|l| *l as f32).collect();
-            put(state, &format!("labels.{t}"), labels, &[n])?;
-        }
-        Ok(())
+        put_parts(state, &self.parts, self.dim)
     }
 
     fn load(&mut self, tasks: &[TaskInfo], state: &mut State) -> Result<()> {

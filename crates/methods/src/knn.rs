@@ -16,7 +16,7 @@ use candlewick_core::{Backbone, Error, Result, State, TaskInfo};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, dot, put, take};
+use crate::classifier::{Classifier, OneLook, Seen, classes, dot, put_parts, take_parts};
 use crate::tuning::Look;
 
 /// `[method] name = "knn"`.
@@ -157,18 +157,7 @@ impl Classifier for Neighbours {
     }
 
     fn save(&self, state: &mut State) -> Result<()> {
-        for (t, (rows, labels)) in self.parts.iter().enumerate() {
-            let n = labels.len();
-            put(
-                state,
-                &format!("features.{t}"),
-                rows.clone(),
-                &[n, self.dim],
-            )?;
-            let labels = labels.iter().map(|l| *l as f32).collect();
-            put(state, &format!("labels.{t}"), labels, &[n])?;
-        }
-        Ok(())
+        put_parts(state, &self.parts, self.dim)
     }
 
     fn load(&mut self, tasks: &[TaskInfo], state: &mut State) -> Result<()> {
@@ -176,25 +165,4 @@ impl Classifier for Neighbours {
         self.parts = take_parts(tasks, self.dim, state)?;
         Ok(())
     }
-}
-
-/// Features and labels by task from what was saved as `features.T` and `labels.T`.
-pub(crate) fn take_parts(
-    tasks: &[TaskInfo],
-    dim: usize,
-    state: &mut State,
-) -> Result<Vec<(Vec<f32>, Vec<u32>)>> {
-    let part = |t: usize| {
-        let name = format!("labels.{t}");
-        let n = state.get(&name).map_or(0, |labels| labels.elem_count());
-        let labels = take(state, &name, &[n])?;
-        let labels: Vec<u32> = labels.into_iter().map(|l| l as u32).collect();
-        if labels.iter().any(|l| *l as usize >= classes(tasks)) {
-            return Err(Error::State {
-                problem: format!("`{name}` has a class beyond {}", classes(tasks)),
-            });
-        }
-        Ok((take(state, &format!("features.{t}"), &[n, dim])?, labels))
-    };
-    (0..tasks.len()).map(part).collect()
 }

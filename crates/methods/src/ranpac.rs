@@ -26,9 +26,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take, widened};
+use crate::classifier::{
+    Classifier, OneLook, Seen, classes, misfit, put, singular, take, take_parts, widened,
+};
 use crate::draw::shuffle;
-use crate::knn::take_parts;
 use crate::tuning::{Look, Tuning};
 
 /// `[method] name = "ranpac"`.
