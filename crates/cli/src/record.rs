@@ -17,6 +17,8 @@ use crate::watch::TaskTime;
 /// Written last.
 pub const REPORT: &str = "report.json";
 const SUMMARY: &str = "summary.json";
+/// What the method has learned.
+pub const PARAMS: &str = "params.safetensors";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
 const FILES: [&str; 8] = [
@@ -26,7 +28,7 @@ const FILES: [&str; 8] = [
     "curve.svg",
     "matrix.svg",
     "pools.svg",
-    "params.safetensors",
+    PARAMS,
     "timing.json",
 ];
 
@@ -110,7 +112,7 @@ impl RunDir {
         if !report.pools.is_empty() {
             self.write("pools.svg", plot::pools(report)?.as_bytes())?;
         }
-        self.write("params.safetensors", &safetensors(state)?)?;
+        self.write(PARAMS, &safetensors(state)?)?;
         self.write("timing.json", &json(timing)?)?;
         self.write(REPORT, &json(report)?)
     }

@@ -17,6 +17,8 @@ mod input;
 mod lab;
 #[path = "cli/look.rs"]
 mod look;
+#[path = "cli/merge.rs"]
+mod merge;
 #[path = "cli/record.rs"]
 mod record;
 #[path = "cli/same.rs"]

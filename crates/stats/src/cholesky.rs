@@ -17,7 +17,7 @@ pub struct NotPositive {
 }
 
 /// The factor `L` of a symmetric positive definite matrix. Diagonal tiles hold the inverse of L's.
-pub struct Cholesky(Symmetric<f64>);
+pub struct Cholesky(pub(crate) Symmetric<f64>);
 
 impl Cholesky {
     /// Of `A + ridge·I`; takes `A`'s memory. Right-looking: tile column `k` is solved, then taken from all behind it.
@@ -205,7 +205,7 @@ fn inverse_factor(a: &[f64], s: usize, ridge: f64) -> Result<Vec<f64>, usize> {
 }
 
 /// In eight sums, so that it vectorises, always in the same order.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a8, a1) = a.as_chunks::<8>();
     let (b8, b1) = b.as_chunks::<8>();
     let mut sums = [0f64; 8];

@@ -1,0 +1,102 @@
+//! Rows of a given covariance.
+
+use rayon::prelude::*;
+
+use crate::cholesky::{Cholesky, dot};
+use crate::product::{LEAST, View, padded, product};
+use crate::symmetric::{TILE, at, side};
+
+impl Cholesky {
+    /// `L z` for each row of `z (rows, n)`: of independent normal values with deviation 1, rows with covariance `A + λI`. A row of
+    /// the result depends on its own row of `z` alone, bit for bit. The inverse of [`whitened`](Self::whitened).
+    pub fn coloured(&self, z: &[f64]) -> Vec<f64> {
+        let n = self.0.n();
+        let mut out = z.to_vec();
+        if n > 0 {
+            out.par_chunks_mut(LEAST * n).for_each(|rows| {
+                let mut whole = padded(rows, n).into_owned();
+                self.colour(&mut whole);
+                rows.copy_from_slice(&whole[..rows.len()]);
+            });
+        }
+        out
+    }
+
+    fn colour(&self, rows: &mut [f64]) {
+        let n = self.0.n();
+        let m = rows.len() / n;
+        // From the last tile on: those before it are still what was given.
+        for k in (0..n.div_ceil(TILE)).rev() {
+            let s = side(n, k);
+            let columns = k * TILE..k * TILE + s;
+            let mut sum = vec![0f64; m * s];
+            for j in 0..k {
+                let w = side(n, j);
+                let before: Vec<f64> = rows
+                    .chunks_exact(n)
+                    .flat_map(|row| &row[j * TILE..j * TILE + w])
+                    .copied()
+                    .collect();
+                let tile = View::rows(&self.0.tiles[at(k, j)], w);
+                product((m, w, s), 1.0, View::rows(&before, w), tile.t(), &mut sum);
+            }
+            // The tile on the diagonal is the inverse of L's: y of L⁻¹ y = z, value by value.
+            let inverse = &self.0.tiles[at(k, k)];
+            let mut own = vec![0f64; s];
+            for (row, sum) in rows.chunks_exact_mut(n).zip(sum.chunks_exact(s)) {
+                let row = &mut row[columns.clone()];
+                for i in 0..s {
+                    let line = &inverse[i * s..=i * s + i];
+                    own[i] = (row[i] - dot(&line[..i], &own[..i])) / line[i];
+                }
+                row.iter_mut()
+                    .zip(own.iter().zip(sum))
+                    .for_each(|(value, (own, sum))| *value = own + sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Cholesky, Symmetric};
+
+    /// Sizes within a tile, at its end, and over several ragged ones.
+    #[test]
+    fn colouring_undoes_whitening() {
+        for n in [1, 7, 256, 257, 600] {
+            let rows: Vec<f64> = (0..n * (n + 3))
+                .map(|i| ((i * i * 31 + i * 17) % 1009) as f64 / 500.0 - 1.0)
+                .collect();
+            let mut a = Symmetric::zeros(n);
+            a.add_rows(&rows);
+            let factor = Cholesky::new(a, 0.5).unwrap();
+            let z: Vec<f64> = (0..5 * n).map(|i| (i % 11) as f64 - 5.0).collect();
+            let y = factor.coloured(&z);
+            for (got, want) in factor.whitened(&y).iter().zip(&z) {
+                assert!((got - want).abs() < 1e-8, "{n}: {got} {want}");
+            }
+            assert_eq!(factor.coloured(&z[n..2 * n]), y[n..2 * n], "{n}");
+        }
+    }
+
+    /// `Lᵀ` of the identity's rows: `L L^T` is the matrix.
+    #[test]
+    fn rows_have_the_covariance() {
+        let n = 300;
+        let value = |i: usize, j: usize| if i == j { 2.0 } else { 0.5 };
+        let a = Symmetric::from_fn(n, value);
+        let factor = Cholesky::new(a, 0.25).unwrap();
+        let mut identity = vec![0f64; n * n];
+        identity.iter_mut().step_by(n + 1).for_each(|v| *v = 1.0);
+        // Row i is column i of L.
+        let columns = factor.coloured(&identity);
+        for (i, j) in [(0, 0), (5, 5), (299, 299), (299, 3), (257, 256), (12, 270)] {
+            let sum: f64 = (0..n)
+                .map(|k| columns[k * n + i] * columns[k * n + j])
+                .sum();
+            let want = value(i, j) + if i == j { 0.25 } else { 0.0 };
+            assert!((sum - want).abs() < 1e-12, "{i} {j}: {sum}");
+        }
+    }
+}
