@@ -23,6 +23,8 @@ mod l2p;
 mod lab;
 #[path = "../../vit/tests/vit/near.rs"]
 mod near;
+#[path = "methods/pet.rs"]
+mod pet;
 #[path = "methods/plain.rs"]
 mod plain;
 #[path = "methods/ranpac.rs"]

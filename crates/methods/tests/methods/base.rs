@@ -26,9 +26,9 @@ impl Backbone for Base {
     }
 }
 
-/// The method on a base model, before any task.
-pub fn on_base(config: &MethodConfig) -> Box<dyn Method> {
-    let spec = Spec {
+/// The sizes of ViT-B/16.
+pub fn spec() -> Spec {
+    Spec {
         image_size: 224,
         patch_size: 16,
         dim: 768,
@@ -37,9 +37,13 @@ pub fn on_base(config: &MethodConfig) -> Box<dyn Method> {
         mlp_dim: 3072,
         registers: 0,
         parameters: 0,
-    };
+    }
+}
+
+/// The method on a base model, before any task.
+pub fn on_base(config: &MethodConfig) -> Box<dyn Method> {
     config
-        .build(Arc::new(Base(spec)), Some(&quick()), 16, 0)
+        .build(Arc::new(Base(spec())), Some(&quick()), 16, 0)
         .unwrap()
 }
 
