@@ -164,8 +164,12 @@ impl Head {
 
     /// Makes room for the classes of the next task: weights truncated normal with deviation 0.02, biases 0.
     pub fn grow(&mut self, classes: usize, params: &mut Params) -> Result<()> {
+        self.grow_from(classes, Init::TruncatedNormal { std: 0.02 }, params)
+    }
+
+    /// The same with weights that start as `init`.
+    pub fn grow_from(&mut self, classes: usize, init: Init, params: &mut Params) -> Result<()> {
         let task = self.parts.len();
-        let init = Init::TruncatedNormal { std: 0.02 };
         let weight = params.create(&format!("head.{task}.weight"), &[classes, self.dim], init)?;
         let bias = params.create(&format!("head.{task}.bias"), &[classes], Init::Zeros)?;
         self.parts.push((weight, bias));

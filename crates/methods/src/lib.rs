@@ -15,12 +15,15 @@ pub mod conformance;
 pub mod dap;
 pub mod draw;
 pub mod dualprompt;
+pub mod ease;
+pub mod esn;
 pub mod fecam;
 pub mod herding;
 pub mod joint_linear;
 pub mod joint_ridge;
 pub mod knn;
 pub mod l2p;
+pub mod lae;
 pub mod linear;
 pub mod lora;
 pub mod nearest_mean;
@@ -47,11 +50,14 @@ pub use coda::Coda;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
+pub use ease::Ease;
+pub use esn::Esn;
 pub use fecam::FeCam;
 pub use joint_linear::JointLinear;
 pub use joint_ridge::JointRidge;
 pub use knn::Knn;
 pub use l2p::L2p;
+pub use lae::Lae;
 pub use linear::Linear;
 pub use nearest_mean::NearestMean;
 pub use pet::Pet;
@@ -103,6 +109,12 @@ pub enum MethodConfig {
     JointLinear(JointLinear),
     /// See [`aper`].
     Aper(Aper),
+    /// See [`lae`].
+    Lae(Lae),
+    /// See [`ease`].
+    Ease(Ease),
+    /// See [`esn`].
+    Esn(Esn),
 }
 
 impl MethodConfig {
@@ -128,6 +140,9 @@ impl MethodConfig {
             "joint-ridge" => Self::JointRidge(JointRidge::deserialize(settings)?),
             "joint-linear" => Self::JointLinear(JointLinear::deserialize(settings)?),
             "aper" => Self::Aper(Aper::deserialize(settings)?),
+            "lae" => Self::Lae(Lae::deserialize(settings)?),
+            "ease" => Self::Ease(Ease::deserialize(settings)?),
+            "esn" => Self::Esn(Esn::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -163,6 +178,13 @@ impl MethodConfig {
             (Self::JointLinear(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
+            (Self::Lae(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Ease(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::Esn(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
             (Self::RanPac(config), train) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
@@ -188,6 +210,9 @@ impl MethodConfig {
             Self::DualPrompt(config) => config.check()?,
             Self::Coda(config) => config.check()?,
             Self::Aper(config) => config.check()?,
+            Self::Lae(config) => config.check()?,
+            Self::Ease(config) => config.check()?,
+            Self::Esn(config) => config.check()?,
             Self::NearestMean(config) => config.check()?,
             Self::RanPac(config) => config.check()?,
             Self::FeCam(config) => config.check()?,
@@ -269,17 +294,20 @@ impl MethodConfig {
             Self::Coda(_) => 2,
             Self::Dap(_) => 3,
             Self::DualPrompt(_) => 4,
-            Self::FeCam(_) => 5,
-            Self::JointLinear(_) => 6,
-            Self::JointRidge(_) => 7,
-            Self::Knn(_) => 8,
-            Self::L2p(_) => 9,
-            Self::Linear(_) => 10,
-            Self::NearestMean(_) => 11,
-            Self::RandomPrompt(_) => 12,
-            Self::RanPac(_) => 13,
-            Self::SimpleCil(_) => 14,
-            Self::Vpt(_) => 15,
+            Self::Ease(_) => 5,
+            Self::Esn(_) => 6,
+            Self::FeCam(_) => 7,
+            Self::JointLinear(_) => 8,
+            Self::JointRidge(_) => 9,
+            Self::Knn(_) => 10,
+            Self::L2p(_) => 11,
+            Self::Lae(_) => 12,
+            Self::Linear(_) => 13,
+            Self::NearestMean(_) => 14,
+            Self::RandomPrompt(_) => 15,
+            Self::RanPac(_) => 16,
+            Self::SimpleCil(_) => 17,
+            Self::Vpt(_) => 18,
         }]
     }
 
@@ -292,12 +320,15 @@ impl MethodConfig {
             Self::Dap(config) => config.compat(),
             Self::DualPrompt(config) => config.compat(),
             Self::Aper(config) => config.compat(),
+            Self::Lae(config) => config.compat(),
+            Self::Esn(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
             Self::Linear(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)
+            | Self::Ease(_)
             | Self::NearestMean(_)
             | Self::Knn(_)
             | Self::JointRidge(_)

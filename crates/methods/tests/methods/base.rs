@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candlewick_core::{Backbone, Cue, Error, Features, Method, Prompt, Result, Spec};
 use candlewick_methods::MethodConfig;
 
@@ -17,6 +17,11 @@ impl Backbone for Base {
 
     fn device(&self) -> &Device {
         &Device::Cpu
+    }
+
+    fn cls_token(&self) -> Result<Tensor> {
+        let shape = (1, 1, self.0.dim);
+        Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
     }
 
     fn forward(&self, _: &Tensor, _: &dyn Prompt, _: &Cue) -> Result<Features> {
