@@ -5,6 +5,7 @@
 //! [`candlewick_core::run::run`] itself, and [`conformance::check`] holds it to the same laws.
 
 pub mod adapter;
+pub mod alignment;
 pub mod aper;
 pub mod aper_vpt;
 pub mod attention_adapter;
@@ -27,6 +28,7 @@ pub mod l2p;
 pub mod lae;
 pub mod linear;
 pub mod lora;
+pub mod mos;
 pub mod nearest_mean;
 pub mod pet;
 pub mod prefix;
@@ -60,6 +62,7 @@ pub use knn::Knn;
 pub use l2p::L2p;
 pub use lae::Lae;
 pub use linear::Linear;
+pub use mos::Mos;
 pub use nearest_mean::NearestMean;
 pub use pet::Pet;
 pub use random_prompt::RandomPrompt;
@@ -116,6 +119,8 @@ pub enum MethodConfig {
     Ease(Ease),
     /// See [`esn`].
     Esn(Esn),
+    /// See [`mos`].
+    Mos(Mos),
 }
 
 impl MethodConfig {
@@ -144,6 +149,7 @@ impl MethodConfig {
             "lae" => Self::Lae(Lae::deserialize(settings)?),
             "ease" => Self::Ease(Ease::deserialize(settings)?),
             "esn" => Self::Esn(Esn::deserialize(settings)?),
+            "mos" => Self::Mos(Mos::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -183,6 +189,9 @@ impl MethodConfig {
             (Self::Ease(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
+            (Self::Mos(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
             (Self::Esn(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
@@ -214,6 +223,7 @@ impl MethodConfig {
             Self::Lae(config) => config.check()?,
             Self::Ease(config) => config.check()?,
             Self::Esn(config) => config.check()?,
+            Self::Mos(config) => config.check()?,
             Self::NearestMean(config) => config.check()?,
             Self::RanPac(config) => config.check()?,
             Self::FeCam(config) => config.check()?,
@@ -304,11 +314,12 @@ impl MethodConfig {
             Self::L2p(_) => 11,
             Self::Lae(_) => 12,
             Self::Linear(_) => 13,
-            Self::NearestMean(_) => 14,
-            Self::RandomPrompt(_) => 15,
-            Self::RanPac(_) => 16,
-            Self::SimpleCil(_) => 17,
-            Self::Vpt(_) => 18,
+            Self::Mos(_) => 14,
+            Self::NearestMean(_) => 15,
+            Self::RandomPrompt(_) => 16,
+            Self::RanPac(_) => 17,
+            Self::SimpleCil(_) => 18,
+            Self::Vpt(_) => 19,
         }]
     }
 
@@ -323,6 +334,7 @@ impl MethodConfig {
             Self::Aper(config) => config.compat(),
             Self::Lae(config) => config.compat(),
             Self::Esn(config) => config.compat(),
+            Self::Mos(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
             Self::Linear(_)

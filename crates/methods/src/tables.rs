@@ -14,7 +14,7 @@ pub struct About {
 }
 
 /// All methods, in the order of their names.
-pub const METHODS: [About; 19] = [
+pub const METHODS: [About; 20] = [
     About {
         name: "aper",
         what: "the backbone tuned on the first task, then class means of frozen and tuned features",
@@ -97,6 +97,12 @@ pub const METHODS: [About; 19] = [
         name: "linear",
         what: "a masked linear head on the frozen backbone; the floor of every table",
         paper: "-",
+        trains: true,
+    },
+    About {
+        name: "mos",
+        what: "one adapter pulled towards what it was, its copies for each task, aligned heads",
+        paper: "Sun et al. 2025, MOS: Model Surgery for Pre-Trained Model-Based Class-Incremental Learning",
         trains: true,
     },
     About {
@@ -241,6 +247,12 @@ pub const COMPAT: &[Compat] = &[
         switch: "offline_from=start",
         what: "the slow copy starts as drawn, before the first task, and stays near that",
         source: "LAMDA-CL/LAMDA-PILOT:models/lae.py",
+    },
+    Compat {
+        method: "mos",
+        switch: "alignment.shrink=task-size",
+        what: "the task of an old class is taken to be the class by the size of the present task",
+        source: "GengDavid/SLCA:models/slca.py",
     },
     Compat {
         method: "ranpac",

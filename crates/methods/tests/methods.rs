@@ -27,6 +27,8 @@ mod l2p;
 mod lab;
 #[path = "methods/lae.rs"]
 mod lae;
+#[path = "methods/mos.rs"]
+mod mos;
 #[path = "../../vit/tests/vit/near.rs"]
 mod near;
 #[path = "methods/pet.rs"]

@@ -19,6 +19,9 @@ fn plain(method: &str) -> Table {
         "ease" => "bottleneck = 2",
         "esn" => "prompts = 2",
         "lae" => "freeze_epochs = 1\nmodule = { kind = \"vpt-deep\", length = 2 }",
+        "mos" => {
+            "bottleneck = 2\nalignment = { epochs = 1, samples = 4, lr = 0.01, shrink = \"none\" }"
+        }
         "random-prompt" => "length = 2",
         "linear" | "simplecil" | "joint-linear" | "joint-ridge" => "",
         "aper" => "tuning = { kind = \"vpt-deep\", length = 2 }",
