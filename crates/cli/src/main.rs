@@ -2,10 +2,12 @@
 
 mod demo;
 mod features;
+mod learned;
 mod machine;
 mod outlook;
 mod plot;
 mod precision;
+mod predict;
 mod prepare;
 mod recipe;
 mod record;
@@ -41,6 +43,10 @@ enum Command {
     Features(features::FeaturesArgs),
     /// Run methods, class orders and settings over the same features, on all cores, into one table
     Sweep(sweep::SweepArgs),
+    /// Name the classes of images with what a finished run has learned
+    Predict(predict::PredictArgs),
+    /// Add a class to a finished run from a folder of images
+    Learn(predict::LearnArgs),
     /// Run three methods on the images and the backbone inside this program
     Demo(demo::DemoArgs),
     /// List, show and fetch pretrained backbones
@@ -88,6 +94,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Features(args) => features::features(&args),
         Command::Sweep(args) => sweep::sweep(&args),
+        Command::Predict(args) => predict::predict(&args),
+        Command::Learn(args) => predict::learn(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),
         Command::Methods { compat: false } => methods(),

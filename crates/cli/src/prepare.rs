@@ -133,12 +133,7 @@ impl Plan {
 
     /// The side of the images the backbone will see.
     fn image_size(&self) -> Result<usize> {
-        match self.loader.transform().size() {
-            (h, w) if h == w => Ok(h),
-            (h, w) => bail!(
-                "[preprocess]: images become {h}x{w}, but the backbone needs square ones; set crop"
-            ),
-        }
+        square(&self.loader)
     }
 
     /// Finds the weights, fetching them if need be, and loads them.
@@ -276,7 +271,18 @@ impl Outlook {
     }
 }
 
-fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) -> Result<Located> {
+/// The side of the square images that a loader makes.
+pub fn square(loader: &Loader) -> Result<usize> {
+    match loader.transform().size() {
+        (h, w) if h == w => Ok(h),
+        (h, w) => bail!(
+            "[preprocess]: images become {h}x{w}, but the backbone needs square ones; set crop"
+        ),
+    }
+}
+
+/// Finds a recipe's weights, fetching them if need be and allowed.
+pub fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) -> Result<Located> {
     let table = &recipe.backbone;
     let mut options = Options::new(hub);
     options.revision = table.revision.clone();
@@ -298,7 +304,8 @@ fn path_name(path: PathBuf) -> String {
     }
 }
 
-fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
+/// The backbone of a recipe for images of `size` pixels.
+pub fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
     let weights = match &located.weights {
         candlewick_models::Weights::Path(path) => Weights::open(path)?,
         candlewick_models::Weights::Embedded(bytes) => {
@@ -315,7 +322,8 @@ fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) ->
     Ok(Vit::load(&weights, &options, device)?)
 }
 
-fn device(name: &str) -> Result<Device> {
+/// By its name in recipes.
+pub fn device(name: &str) -> Result<Device> {
     let (kind, ordinal) = match name.split_once(':') {
         Some((kind, n)) => (kind, n.parse().ok()),
         None => (name, Some(0)),

@@ -1,6 +1,7 @@
 //! The run directory: written file by file to temporary names, synced and renamed, `report.json` last. A directory
 //! without it is a run that did not end.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ pub const REPORT: &str = "report.json";
 const SUMMARY: &str = "summary.json";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "log.txt",
     "accuracy.csv",
     "predictions.csv",
@@ -27,6 +28,7 @@ const FILES: [&str; 8] = [
     "matrix.svg",
     "pools.svg",
     "params.safetensors",
+    crate::learned::ADDED,
     "timing.json",
 ];
 
@@ -110,7 +112,7 @@ impl RunDir {
         if !report.pools.is_empty() {
             self.write("pools.svg", plot::pools(report)?.as_bytes())?;
         }
-        self.write("params.safetensors", &safetensors(state)?)?;
+        self.write("params.safetensors", &safetensors(state, None)?)?;
         self.write("timing.json", &json(timing)?)?;
         self.write(REPORT, &json(report)?)
     }
@@ -243,7 +245,8 @@ fn predictions_csv(outcome: &Outcome, stream: &Stream) -> Result<Vec<u8>> {
     Ok(out.into_inner()?)
 }
 
-fn safetensors(state: &State) -> Result<Vec<u8>> {
+/// Tensors in f32, with a header of one's own.
+pub fn safetensors(state: &State, header: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (name, tensor) in state {
         let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
@@ -257,7 +260,7 @@ fn safetensors(state: &State) -> Result<Vec<u8>> {
             Ok((*name, view))
         })
         .collect::<Result<_>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    Ok(safetensors::serialize(views, header)?)
 }
 
 #[cfg(test)]

@@ -280,6 +280,40 @@ impl FolderSource {
         })
     }
 
+    /// Images of one class that lie anywhere: files as they are named, of folders all images in them and below, by name.
+    ///
+    /// # Errors
+    /// [`Error::Read`] for a path that is not there, [`Error::EmptyClass`] for a folder without images.
+    pub fn of_paths(class: &str, paths: &[PathBuf]) -> Result<Self> {
+        let mut files = Vec::new();
+        for path in paths {
+            let read = |source| Error::Read {
+                path: path.clone(),
+                source,
+            };
+            let about = fs::metadata(path).map_err(read)?;
+            let name = path.display().to_string();
+            let before = files.len();
+            match about.is_dir() {
+                true => collect(path, name.trim_end_matches('/'), 0, &mut files)?,
+                false => files.push(File {
+                    name,
+                    path: path.clone(),
+                    label: 0,
+                    size: about.len(),
+                }),
+            }
+            if files.len() == before {
+                return Err(Error::EmptyClass { path: path.clone() });
+            }
+        }
+        Ok(Self {
+            root: PathBuf::new(),
+            classes: vec![class.to_owned()],
+            files,
+        })
+    }
+
     /// The root of the data set.
     pub fn root(&self) -> &Path {
         &self.root
