@@ -1,5 +1,6 @@
 //! The `candlewick` command.
 
+mod data;
 mod demo;
 mod features;
 mod learned;
@@ -47,6 +48,9 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Add a class to a finished run from a folder of images
     Learn(predict::LearnArgs),
+    /// Divide a data set
+    #[command(subcommand)]
+    Data(data::Data),
     /// Run three methods on the images and the backbone inside this program
     Demo(demo::DemoArgs),
     /// List, show and fetch pretrained backbones
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Command::Sweep(args) => sweep::sweep(&args),
         Command::Predict(args) => predict::predict(&args),
         Command::Learn(args) => predict::learn(&args),
+        Command::Data(command) => data::data(&command),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),
         Command::Methods { compat: false } => methods(),

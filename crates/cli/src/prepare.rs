@@ -58,7 +58,7 @@ impl Plan {
             None => std::thread::available_parallelism()?.get(),
         };
         let parts = match recipe.folder() {
-            Some(folder) => folder.open()?,
+            Some(folder) => folder.open().map_err(|e| anyhow!(e.within("data")))?,
             None => demo()?,
         };
         if let (None, Some(expected)) = (&recipe.data.path, recipe.data.expected_images) {
@@ -159,16 +159,12 @@ impl Plan {
     }
 
     pub fn fingerprint(&self, loaded: &Loaded) -> Fingerprint {
-        let split = [
-            self.parts.train.fingerprint(),
-            self.parts.test.fingerprint(),
-        ];
         Fingerprint {
             backbone: self.recipe.backbone.label(),
             weights: loaded.located.sha256.clone(),
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
-            split: hex(&Sha256::digest(split.concat())),
+            split: split_hash(&self.parts),
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
             device: self.recipe.device.clone(),
@@ -269,6 +265,12 @@ impl Outlook {
             located: Some(here),
         })
     }
+}
+
+/// SHA-256 of what is in the training and in the test part.
+pub fn split_hash(parts: &Parts) -> String {
+    let split = [parts.train.fingerprint(), parts.test.fingerprint()];
+    hex(&Sha256::digest(split.concat()))
 }
 
 /// The side of the square images that a loader makes.

@@ -204,7 +204,7 @@ impl Recipe {
     pub fn folder(&self) -> Option<Folder> {
         self.data.path.as_ref().map(|path| Folder {
             path: path.clone(),
-            split: self.data.split,
+            split: self.data.split.clone(),
             expected_images: self.data.expected_images,
         })
     }

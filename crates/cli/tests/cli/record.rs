@@ -419,3 +419,42 @@ fn a_folder_in_one_piece_is_divided_by_the_recipe() {
     let all = "6 classes, 18 training and 12 test images in all";
     assert!(said.out.contains(all), "{}", said.out);
 }
+
+/// Any division, written out and read back as lists, is the same one.
+#[test]
+fn a_division_is_written_out_for_others() {
+    let lab = Lab::new();
+    for class in CLASSES {
+        for part in ["train", "test"] {
+            for name in lab.names(&format!("images/{part}/{class}")) {
+                let bytes = lab.read(&format!("images/{part}/{class}/{name}"));
+                lab.write(&format!("one/{class}/{name}"), bytes);
+            }
+        }
+    }
+    let data = "--set data.path=one";
+    for kind in ["stratified", "random --set data.split.seed=1", "l2p"] {
+        let split =
+            format!("{data} --set data.split.kind={kind} --set data.split.test_fraction=0.4");
+        let said = lab.say(&format!("data split simplecil.toml {split} --out lists"));
+        assert_eq!(said.code, Some(0), "{kind}: {}", said.err);
+        let lines = ["train", "test"].map(|part| lab.text(&format!("lists/{part}.txt")));
+        let [train, test] = lines.map(|text| text.lines().count());
+        assert_eq!(train + test, 54);
+        assert!(
+            said.out.contains(&format!("test: {test} images")),
+            "{}",
+            said.out
+        );
+        let lists = "--set data.split.kind=lists --set data.split.train=lists/train.txt \
+                     --set data.split.test=lists/test.txt";
+        let hash = |split: &str| {
+            let line = format!("run simplecil.toml --out hash --overwrite {split}");
+            assert_eq!(lab.say(&line).code, Some(0), "{line}");
+            lab.json("hash/report.json")["fingerprint"]["split"].clone()
+        };
+        assert_eq!(hash(&split), hash(&format!("{data} {lists}")), "{kind}");
+    }
+    let said = lab.say("data split simplecil.toml --set data.split.kind=lists --out lists");
+    said.failed(&["data.split.train", "missing"]);
+}
