@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow};
 use candlewick_core::report::short;
-use candlewick_data::{Parts, Source, demo};
+use candlewick_data::{PRESETS, Parts, Source, demo};
 use clap::Subcommand;
 
 use crate::recipe::Recipe;
-use crate::{prepare, print, record};
+use crate::{prepare, print, record, table};
 
 #[derive(Subcommand)]
 pub enum Data {
@@ -23,6 +23,8 @@ pub enum Data {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// List the preprocessings that have a name, for `preprocess.preset`
+    Presets,
 }
 
 pub fn data(command: &Data) -> Result<()> {
@@ -40,6 +42,10 @@ pub fn data(command: &Data) -> Result<()> {
                     .with_context(|| format!("{}: not written", path.display()))?;
             }
             print(&about(&parts, out))
+        }
+        Data::Presets => {
+            let rows = PRESETS.map(|preset| vec![preset.name.to_owned(), preset.what.to_owned()]);
+            print(&table::list(&["preset", "who feeds it to what"], rows))
         }
     }
 }

@@ -8,14 +8,14 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
-use candlewick_data::{Loader, Parts, Preprocess, Source, demo};
+use candlewick_data::{Loader, Parts, Preprocess, Preset, Source, demo};
 use candlewick_methods::MethodConfig;
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
 use sha2::{Digest as _, Sha256};
 
 use crate::features::Keep;
-use crate::recipe::Recipe;
+use crate::recipe::{PRESET, Recipe};
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
 pub struct Plan {
@@ -78,7 +78,12 @@ impl Plan {
             .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
         let mut recipe = recipe;
+        let preset = recipe.preset(origin)?;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
+        if let Some(preset) = preset {
+            let name = toml::Value::String(preset.name.into());
+            recipe.preprocess.insert(PRESET.into(), name);
+        }
         recipe.threads = Some(threads);
         // What it was here, so that the written recipe gives the same numbers elsewhere or refuses.
         recipe.precision = precision;
@@ -164,6 +169,7 @@ impl Plan {
             weights: loaded.located.sha256.clone(),
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
+            preset: self.preset(),
             split: split_hash(&self.parts),
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
@@ -171,6 +177,17 @@ impl Plan {
             dtype: loaded.vit.precision().name().into(),
             seed: self.recipe.seed,
             compat: self.compat(),
+        }
+    }
+
+    /// The preset that the preprocessing is, or that it was made from.
+    fn preset(&self) -> Option<String> {
+        let name = self.recipe.preprocess.get(PRESET)?.as_str()?;
+        let preset = Preset::find(name)?;
+        let own: Option<Preprocess> = toml::from_str(preset.keys()).ok();
+        match own.as_ref() == Some(&self.preprocess) {
+            true => Some(name.to_owned()),
+            false => Some(format!("{name}, changed")),
         }
     }
 

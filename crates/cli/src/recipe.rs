@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::Train;
-use candlewick_data::{Folder, OnCorrupt, Preprocess, TestSplit};
+use candlewick_data::{Folder, OnCorrupt, PRESETS, Preprocess, Preset, TestSplit};
 use candlewick_methods::{METHODS, MethodConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -209,26 +209,45 @@ impl Recipe {
         })
     }
 
-    /// The card's preprocessing with the recipe's keys laid over it.
+    /// What `preprocess.preset` names.
+    pub fn preset(&self, origin: &str) -> Result<Option<Preset>> {
+        let Some(name) = self.preprocess.get(PRESET) else {
+            return Ok(None);
+        };
+        match name.as_str().and_then(Preset::find) {
+            Some(preset) => Ok(Some(preset)),
+            None => {
+                let names = PRESETS.map(|preset| preset.name).join(", ");
+                bail!("{origin}: preprocess.preset: found {name}, expected one of {names}")
+            }
+        }
+    }
+
+    /// The preset's preprocessing, or the card's, with the recipe's keys laid over it.
     pub fn preprocess(
         &self,
         card: Option<&candlewick_models::Preprocess>,
         origin: &str,
     ) -> Result<Preprocess> {
-        let mut table = match card {
-            Some(card) => Table::try_from(card)?,
-            None => Table::new(),
+        let mut table = match (self.preset(origin)?, card) {
+            (Some(preset), _) => preset.keys().parse()?,
+            (None, Some(card)) => Table::try_from(card)?,
+            (None, None) => Table::new(),
         };
         table.extend(self.preprocess.clone());
+        table.remove(PRESET);
         if card.is_none() && !table.contains_key("mean") {
             bail!(
-                "[preprocess]: nothing beside `{}` says how its images are prepared; set resize, crop, interpolation, mean and std",
+                "[preprocess]: nothing beside `{}` says how its images are prepared; set preset, or resize, crop, interpolation, mean and std",
                 self.backbone.label()
             );
         }
         typed(table, "preprocess", origin)
     }
 }
+
+/// The key of `[preprocess]` that names what the other keys are laid over.
+pub const PRESET: &str = "preset";
 
 /// The data set inside the program.
 pub const DEMO: &str = "emoji-r-mini";

@@ -55,6 +55,9 @@ pub struct Fingerprint {
     pub depth: usize,
     /// SHA-256 of the resolved preprocessing.
     pub preprocess: String,
+    /// Its name, where the recipe gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
     /// SHA-256 of the file lists of training and test set.
     pub split: String,
     /// SHA-256 of the class names in order of arrival and the task sizes.

@@ -458,3 +458,36 @@ fn a_division_is_written_out_for_others() {
     let said = lab.say("data split simplecil.toml --set data.split.kind=lists --out lists");
     said.failed(&["data.split.train", "missing"]);
 }
+
+#[test]
+fn a_preset_is_one_word_and_on_record() {
+    let lab = Lab::new();
+    let small = "--set preprocess.crop=32 --set preprocess.resize=32";
+    lab.run(
+        "simplecil",
+        "pilot",
+        &format!("--set preprocess.preset=pilot {small}"),
+    );
+    lab.run(
+        "simplecil",
+        "lae",
+        &format!("--set preprocess.preset=lae {small}"),
+    );
+    let of = |run: &str| lab.json(&format!("{run}/report.json"))["fingerprint"].clone();
+    assert_eq!(of("pilot")["preset"], "pilot, changed");
+    assert_ne!(of("pilot")["preprocess"], of("lae")["preprocess"]);
+    let again = lab.say("run pilot/config.toml --out again --threads 1");
+    assert_eq!(again.code, Some(0), "{}", again.err);
+    assert_eq!(of("pilot"), of("again"));
+    // Laid over nothing it keeps its name.
+    let said = lab
+        .say("run simplecil.toml --out whole --set preprocess.preset=timm --set backbone.depth=1");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(of("whole")["preset"], "timm");
+    lab.run("simplecil", "card", "");
+    assert!(of("card").get("preset").is_none());
+    lab.refused(
+        "simplecil.toml --set preprocess.preset=polit",
+        &["preprocess.preset", "polit", "pilot, ranpac"],
+    );
+}
