@@ -45,6 +45,26 @@ pub struct Train {
     /// Largest global L2 norm of the gradients; left out for no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
+    /// What the optimiser keeps its moments in; f32 where left out.
+    #[serde(default, skip_serializing_if = "Moments::is_default")]
+    pub state: Moments,
+}
+
+/// Numbers of an optimiser's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// As PyTorch.
+    #[default]
+    F32,
+    /// In half the space, rounded at random from draws that the step decides: exact in the mean, and another trajectory.
+    Bf16,
+}
+
+impl Moments {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// PyTorch's names.
@@ -75,6 +95,7 @@ impl Train {
             betas: None,
             eps: None,
             clip: None,
+            state: Moments::F32,
         }
     }
 
