@@ -8,7 +8,7 @@ use std::error::Error;
 use candle_core::Tensor;
 use candlewick_core::{
     Backbone, Cue, Init, Injection, OptimizerKind, Params, Pool, Position, Prompt, Prompted,
-    Result, RunOptions, Schedule, Site, Span, Tokens, Train, run::run,
+    Result, RunOptions, Site, Span, Tokens, Train, run::run,
 };
 use candlewick_examples::{tasks, vit_micro};
 
@@ -56,13 +56,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let (backbone, preprocess) = vit_micro()?;
     let stream = tasks(&candlewick_data::demo()?, 25, &preprocess)?;
     let train = Train {
-        epochs: 2,
-        batch: 16,
-        optimizer: OptimizerKind::Adam,
-        lr: 0.003,
-        schedule: Schedule::Constant,
-        weight_decay: 0.0,
         clip: Some(1.0),
+        ..Train::new(2, 16, OptimizerKind::Adam, 0.003)
     };
     let mut method = Prompted::new(backbone, Pool::Cls, train, 1, FreeTokens::new)?;
     let options = RunOptions {

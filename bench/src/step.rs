@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
-use candlewick_core::train::{Optimizer, masked_cross_entropy};
-use candlewick_core::{Backbone, Cue, Outputs, Pool, Train};
+use candlewick_core::train::masked_cross_entropy;
+use candlewick_core::{Backbone, Cue, Optimizer, Outputs, Pool, Train};
 use serde_json::json;
 
 use crate::inputs::{self, Inputs, PARAM};
@@ -58,7 +58,7 @@ impl<'a> Step<'a> {
                 Kind::L2pFull => None,
                 _ => Some(inputs::take(given, "query")?),
             },
-            optimizer: Optimizer::new(vars.values().cloned().collect(), &rule)?,
+            optimizer: Optimizer::new(vars.clone().into_iter().collect(), &rule)?,
             vars,
             prompts,
         })

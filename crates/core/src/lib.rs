@@ -11,12 +11,14 @@ pub mod backbone;
 pub mod error;
 pub mod method;
 pub mod metrics;
+pub mod optim;
 pub mod params;
 pub mod prompt;
 pub mod prompted;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod session;
 pub mod task;
 pub mod train;
 pub mod usage;
@@ -25,6 +27,7 @@ pub use backbone::{Backbone, Features, Frozen, Spec, Thawed};
 pub use error::{Error, Result};
 pub use method::{Method, Progress, State};
 pub use metrics::{AccuracyMatrix, Metrics};
+pub use optim::{Group, Optimizer};
 pub use params::{Init, Params};
 pub use prompt::{
     Cue, Injection, NoPrompt, Op, Outputs, Position, Prefix, Prompt, Site, Span, Tokens,
@@ -32,7 +35,8 @@ pub use prompt::{
 pub use prompted::{Pool, Prompted};
 pub use report::{Cost, Fingerprint, Prediction, Report, Summary};
 pub use run::{Event, Observer, Outcome, RunOptions};
-pub use schedule::Schedule;
+pub use schedule::{Schedule, Warmup};
+pub use session::Session;
 pub use task::{Batch, Batches, Scenario, Split, Stream, Task, TaskInfo, View};
-pub use train::{Head, OptimizerKind, Train};
+pub use train::{Head, Moments, OptimizerKind, Train};
 pub use usage::{Choice, PoolUse};

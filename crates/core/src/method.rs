@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::session::Session;
 use crate::task::{Batch, Task, TaskInfo};
 use crate::usage::Choice;
 
@@ -69,4 +70,15 @@ pub trait Method {
     /// Takes up where [`state`](Self::state) was taken; `tasks` are those already trained, in
     /// order. Call it on a method that has seen nothing.
     fn restore(&mut self, tasks: &[TaskInfo], state: &State) -> Result<()>;
+
+    /// What a run needs besides [`state`](Self::state) to go on from here to the same end, bit for bit: optimisers, counts of
+    /// random draws, copies of models, statistics under way. A run asks for it between two steps, when the
+    /// training of a task is over, and behind [`end_task`](Self::end_task); never inside it, nor between
+    /// [`begin_task`](Self::begin_task) and the first step. Empty where `state` is all there is.
+    fn session(&self) -> Result<Session>;
+
+    /// Takes up where [`state`](Self::state) and [`session`](Self::session) were taken; `tasks` are those begun, in order.
+    /// Whether the last of them has ended, the session must tell. Neither `begin_task` nor
+    /// [`begin_epoch`](Self::begin_epoch) is called again for what was under way. Call it on a method that has seen nothing.
+    fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()>;
 }

@@ -154,6 +154,14 @@ impl Params {
         self.vars.values().cloned().collect()
     }
 
+    /// All variables with their names, in that order: what an [`Optimizer`](crate::Optimizer) is made of.
+    pub fn named(&self) -> Vec<(String, Var)> {
+        let named = self.vars.iter();
+        named
+            .map(|(name, var)| (name.clone(), var.clone()))
+            .collect()
+    }
+
     /// Number of trainable values.
     pub fn count(&self) -> usize {
         self.vars.values().map(|v| v.elem_count()).sum()

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::params::Params;
+use crate::session::Session;
 use crate::task::TaskInfo;
 use crate::usage::Choice;
 
@@ -208,6 +209,17 @@ pub trait Prompt: Send + Sync {
     fn begin_task(&mut self, task: &TaskInfo, params: &mut Params) -> Result<()> {
         let _ = (task, params);
         Ok(())
+    }
+
+    /// What besides its parameters decides about the steps to come, such as the count of random draws; see
+    /// [`Method::session`](crate::Method::session).
+    fn session(&self) -> Result<Session> {
+        Ok(Session::new())
+    }
+
+    /// Takes up where [`session`](Self::session) was taken; the task has begun.
+    fn resume(&mut self, session: Session) -> Result<()> {
+        session.end()
     }
 }
 

@@ -6,11 +6,13 @@ use candle_core::Tensor;
 
 use crate::backbone::{Backbone, Features, Frozen};
 use crate::error::{Error, Result};
-use crate::method::{Method, State};
+use crate::method::{Method, Progress, State};
+use crate::optim::Optimizer;
 use crate::params::Params;
 use crate::prompt::{Cue, Outputs, Prompt};
-use crate::task::{Batch, TaskInfo};
-use crate::train::{Head, Optimizer, Train, masked_cross_entropy};
+use crate::session::Session;
+use crate::task::{Batch, Task, TaskInfo};
+use crate::train::{Head, Train, masked_cross_entropy};
 use crate::usage::Choice;
 
 /// What the head reads.
@@ -110,7 +112,8 @@ impl<P: Prompt> Prompted<P> {
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let Some((task, _)) = &self.current else {
             return Err(Error::State {
-                problem: "a batch came before the first task; call begin_task".into(),
+                problem: "a batch came before the first task or behind its end; call begin_task"
+                    .into(),
             });
         };
         let (features, aux) = self.features(batch, Some(task.index), true)?;
@@ -136,7 +139,7 @@ impl<P: Prompt> Method for Prompted<P> {
         self.prompt.begin_task(task, &mut self.params)?;
         self.head.grow(task.classes.len(), &mut self.params)?;
         // Fresh moments: stale ones would move prompts and head rows of earlier tasks.
-        let optimizer = Optimizer::new(self.params.vars(), &self.train)?;
+        let optimizer = Optimizer::new(self.params.named(), &self.train)?;
         self.current = Some((task.clone(), optimizer));
         Ok(())
     }
@@ -154,6 +157,12 @@ impl<P: Prompt> Method for Prompted<P> {
             optimizer.step(&loss)?;
         }
         Ok(loss.detach())
+    }
+
+    /// The moments are of no more use.
+    fn end_task(&mut self, _: &Task, _: Progress<'_>) -> Result<()> {
+        self.current = None;
+        Ok(())
     }
 
     fn predict(&self, batch: &Batch) -> Result<Tensor> {
@@ -179,6 +188,29 @@ impl<P: Prompt> Method for Prompted<P> {
         for task in tasks {
             self.begin_task(task)?;
         }
+        self.current = None;
         self.params.load_state(state)
+    }
+
+    fn session(&self) -> Result<Session> {
+        let mut session = Session::new();
+        session.put_part("prompt", self.prompt.session()?);
+        if let Some((_, optimizer)) = &self.current {
+            session.put_part("optimizer", optimizer.session()?);
+        }
+        Ok(session)
+    }
+
+    fn resume(&mut self, tasks: &[TaskInfo], state: &State, mut session: Session) -> Result<()> {
+        for task in tasks {
+            self.begin_task(task)?;
+        }
+        self.params.load_state(state)?;
+        self.prompt.resume(session.take_part("prompt"))?;
+        match (session.take_part("optimizer"), &mut self.current) {
+            (moments, Some((_, optimizer))) if !moments.is_empty() => optimizer.resume(moments)?,
+            _ => self.current = None,
+        }
+        session.end()
     }
 }

@@ -1,15 +1,13 @@
-//! How the trainable part is trained: the `[train]` table, the head, the loss and the optimiser.
+//! How the trainable part is trained: the `[train]` table, the head and the loss. [`optim`](crate::optim) has the rules.
 
 use std::ops::Range;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
-use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::params::{Init, Params};
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Warmup};
 
 /// The `[train]` table of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,167 +24,144 @@ pub struct Train {
     /// How it falls from epoch to epoch of a task; constant where left out.
     #[serde(default, skip_serializing_if = "Schedule::is_default")]
     pub schedule: Schedule,
-    /// Weight decay: decoupled with `adamw`, added to the gradient with `sgd`, 0 for plain Adam.
+    /// How it rises before that; at once where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<Warmup>,
+    /// Weight decay: decoupled with `adamw`, added to the gradient with `adam` and `sgd`.
     #[serde(default)]
     pub weight_decay: f64,
+    /// Of `sgd`; 0.9 where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// Nesterov's momentum, of `sgd`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nesterov: bool,
+    /// Of `adam` and `adamw`; 0.9 and 0.999 where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub betas: Option<[f64; 2]>,
+    /// Of `adam` and `adamw`; 1e-8 where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
     /// Largest global L2 norm of the gradients; left out for no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
+    /// What the optimiser keeps its moments in; f32 where left out.
+    #[serde(default, skip_serializing_if = "Moments::is_default")]
+    pub state: Moments,
+}
+
+/// Numbers of an optimiser's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// As PyTorch.
+    #[default]
+    F32,
+    /// In half the space, rounded at random from draws that the step decides: exact in the mean, and another trajectory.
+    Bf16,
+}
+
+impl Moments {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// PyTorch's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
-    /// Adam with betas 0.9 and 0.999, eps 1e-8.
+    /// Adam; see [`adam`](crate::optim::adam).
     Adam,
-    /// Adam with decoupled weight decay, the same betas and eps.
+    /// Adam with decoupled weight decay.
     AdamW,
-    /// Stochastic gradient descent with momentum 0.9.
+    /// Stochastic gradient descent with momentum; see [`sgd`](crate::optim::sgd).
     Sgd,
 }
 
 impl Train {
+    /// A constant rate, no decay, no clipping, and the defaults of the rule.
+    pub fn new(epochs: usize, batch: usize, optimizer: OptimizerKind, lr: f64) -> Self {
+        Self {
+            epochs,
+            batch,
+            optimizer,
+            lr,
+            schedule: Schedule::Constant,
+            warmup: None,
+            weight_decay: 0.0,
+            momentum: None,
+            nesterov: false,
+            betas: None,
+            eps: None,
+            clip: None,
+            state: Moments::F32,
+        }
+    }
+
     /// Checks the ranges; the error names the key.
     pub fn check(&self) -> Result<()> {
-        let positive = |key: &str, ok: bool, found: String| {
-            if ok {
-                Ok(())
-            } else {
-                let problem = format!("must be greater than 0, found {found}");
-                Err(Error::setting(format!("train.{key}"), problem))
-            }
+        let hold = |key: &str, ok: bool, expected: &str, found: String| match ok {
+            true => Ok(()),
+            false => Err(Error::setting(
+                format!("train.{key}"),
+                format!("must be {expected}, found {found}"),
+            )),
         };
-        positive("epochs", self.epochs > 0, self.epochs.to_string())?;
-        positive("batch", self.batch > 0, self.batch.to_string())?;
+        const POSITIVE: &str = "greater than 0";
+        hold("epochs", self.epochs > 0, POSITIVE, self.epochs.to_string())?;
+        hold("batch", self.batch > 0, POSITIVE, self.batch.to_string())?;
         let lr_ok = self.lr > 0.0 && self.lr.is_finite();
-        positive("lr", lr_ok, self.lr.to_string())?;
+        hold("lr", lr_ok, POSITIVE, self.lr.to_string())?;
         if let Some(clip) = self.clip {
-            positive("clip", clip > 0.0, clip.to_string())?;
+            hold("clip", clip > 0.0, POSITIVE, clip.to_string())?;
         }
-        if self.optimizer == OptimizerKind::Adam && self.weight_decay != 0.0 {
-            return Err(Error::setting(
-                "train.weight_decay",
-                format!(
-                    "found {} with optimizer \"adam\"; use \"adamw\", whose decay is decoupled, or \"sgd\"",
-                    self.weight_decay
-                ),
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// An optimiser over a fixed set of variables.
-pub struct Optimizer {
-    vars: Vec<Var>,
-    rule: Rule,
-    train: Train,
-}
-
-enum Rule {
-    Adam(AdamW),
-    Sgd {
-        lr: f64,
-        /// One for each variable that has had a gradient.
-        velocities: Vec<Option<Tensor>>,
-    },
-}
-
-impl Optimizer {
-    /// Fresh moments for `vars`.
-    pub fn new(vars: Vec<Var>, train: &Train) -> Result<Self> {
-        let rule = match train.optimizer {
-            OptimizerKind::Sgd => Rule::Sgd {
-                lr: train.lr,
-                velocities: vec![None; vars.len()],
-            },
-            OptimizerKind::Adam | OptimizerKind::AdamW => {
-                let config = ParamsAdamW {
-                    lr: train.lr,
-                    beta1: 0.9,
-                    beta2: 0.999,
-                    eps: 1e-8,
-                    weight_decay: train.weight_decay,
-                };
-                Rule::Adam(AdamW::new(vars.clone(), config)?)
-            }
-        };
-        Ok(Self {
-            rule,
-            vars,
-            train: train.clone(),
-        })
-    }
-
-    /// Sets the learning rate of this pass over the task, from 0.
-    pub fn begin_epoch(&mut self, epoch: usize) {
-        let factor = self.train.schedule.factor(epoch, self.train.epochs);
-        match &mut self.rule {
-            Rule::Adam(adam) => adam.set_learning_rate(self.train.lr * factor),
-            Rule::Sgd { lr, .. } => *lr = self.train.lr * factor,
-        }
-    }
-
-    /// Backward pass, clipping, update.
-    pub fn step(&mut self, loss: &Tensor) -> Result<()> {
-        let mut grads = loss.backward()?;
-        if let Some(max) = self.train.clip {
-            clip_by_norm(&self.vars, &mut grads, max)?;
-        }
-        match &mut self.rule {
-            Rule::Adam(adam) => Ok(adam.step(&grads)?),
-            Rule::Sgd { lr, velocities } => {
-                for (var, velocity) in self.vars.iter().zip(velocities) {
-                    if let Some(grad) = grads.get(var) {
-                        momentum_step(var, grad, velocity, *lr, self.train.weight_decay)?;
-                    }
-                }
-                Ok(())
+        let decay = self.weight_decay;
+        let decay_ok = decay >= 0.0 && decay.is_finite();
+        hold("weight_decay", decay_ok, "at least 0", decay.to_string())?;
+        let sgd = self.optimizer == OptimizerKind::Sgd;
+        for (key, given, belongs, to) in [
+            ("momentum", self.momentum.is_some(), sgd, "\"sgd\""),
+            ("nesterov", self.nesterov, sgd, "\"sgd\""),
+            (
+                "betas",
+                self.betas.is_some(),
+                !sgd,
+                "\"adam\" and \"adamw\"",
+            ),
+            ("eps", self.eps.is_some(), !sgd, "\"adam\" and \"adamw\""),
+        ] {
+            if given && !belongs {
+                let problem = format!("belongs to optimizer {to}; remove it");
+                return Err(Error::setting(format!("train.{key}"), problem));
             }
         }
+        const PART: &str = "at least 0 and below 1";
+        if let Some(momentum) = self.momentum {
+            let ok = (0.0..1.0).contains(&momentum);
+            hold("momentum", ok, PART, momentum.to_string())?;
+            let ok = momentum > 0.0 || !self.nesterov;
+            hold("momentum", ok, "greater than 0 with nesterov", "0".into())?;
+        }
+        if let Some(betas) = self.betas {
+            let ok = betas.iter().all(|beta| (0.0..1.0).contains(beta));
+            hold("betas", ok, PART, format!("{betas:?}"))?;
+        }
+        if let Some(eps) = self.eps {
+            let ok = eps >= 0.0 && eps.is_finite();
+            hold("eps", ok, "at least 0", eps.to_string())?;
+        }
+        self.schedule.check()?;
+        self.warmup.map_or(Ok(()), |w| w.check(self.epochs))
     }
-}
 
-/// `v ← 0.9 v + g + wd·w`, `w ← w − lr·v`; `v` starts as the first gradient, as in `torch.optim.SGD`.
-fn momentum_step(
-    var: &Var,
-    grad: &Tensor,
-    velocity: &mut Option<Tensor>,
-    lr: f64,
-    weight_decay: f64,
-) -> Result<()> {
-    let weight = var.as_tensor().detach();
-    let pull = (grad + (&weight * weight_decay)?)?;
-    let next = match velocity.take() {
-        Some(velocity) => ((velocity * 0.9)? + pull)?,
-        None => pull,
-    };
-    var.set(&(weight - (&next * lr)?)?)?;
-    *velocity = Some(next);
-    Ok(())
-}
-
-/// Scales all gradients by `min(1, max / (norm + 1e-6))`, where `norm` is the L2 norm of all of them
-/// together, as `torch.nn.utils.clip_grad_norm_` does. Returns the norm before clipping.
-pub fn clip_by_norm(vars: &[Var], grads: &mut GradStore, max: f64) -> Result<f64> {
-    let mut sum = 0f64;
-    for var in vars {
-        if let Some(grad) = grads.get(var) {
-            sum += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+    /// The factor on [`lr`](Self::lr) in `epoch`, counted from 0, behind `steps` steps.
+    pub fn factor(&self, epoch: usize, steps: u64) -> f64 {
+        match self.warmup {
+            None => self.schedule.factor(epoch, self.epochs),
+            Some(warmup) => warmup.factor(&self.schedule, epoch, self.epochs, steps),
         }
     }
-    let norm = sum.sqrt();
-    let scale = max / (norm + 1e-6);
-    if scale < 1.0 {
-        for var in vars {
-            if let Some(grad) = grads.get(var) {
-                let scaled = (grad * scale)?;
-                grads.insert(var, scaled);
-            }
-        }
-    }
-    Ok(norm)
 }
 
 /// A linear classifier `logits = x Wᵀ + b` with a part for each task, `head.T.weight` and `head.T.bias`.
@@ -262,39 +237,4 @@ pub fn masked_cross_entropy(
     }
     let target = Tensor::from_vec(local, labels.len(), logits.device())?;
     Ok(candle_nn::loss::cross_entropy(logits, &target)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::Device;
-
-    /// `torch.optim.SGD(lr=0.1, momentum=0.9, weight_decay=0.5)` on `w² / 2` from 1, by hand: g = 1.5 w.
-    #[test]
-    fn momentum_and_decay_are_pytorchs() -> Result<()> {
-        let train = Train {
-            epochs: 1,
-            batch: 1,
-            optimizer: OptimizerKind::Sgd,
-            lr: 0.1,
-            schedule: Schedule::Constant,
-            weight_decay: 0.5,
-            clip: None,
-        };
-        train.check()?;
-        let moved = Var::new(1f32, &Device::Cpu)?;
-        // A variable without a gradient is left alone, decay or not.
-        let idle = Var::new(2f32, &Device::Cpu)?;
-        let mut optimizer = Optimizer::new(vec![moved.clone(), idle.clone()], &train)?;
-        let (mut weight, mut velocity) = (1f64, 0f64);
-        for _ in 0..3 {
-            optimizer.step(&(moved.sqr()? * 0.5)?)?;
-            velocity = 0.9 * velocity + 1.5 * weight;
-            weight -= 0.1 * velocity;
-            let got = f64::from(moved.to_scalar::<f32>()?);
-            assert!((got - weight).abs() < 1e-6, "{got} {weight}");
-        }
-        assert_eq!(idle.to_scalar::<f32>()?, 2.0);
-        Ok(())
-    }
 }

@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Tensor;
-use candlewick_core::{Cue, Init, Op, Params, Prompt, Result, Spec};
+use candlewick_core::{Cue, Init, Op, Params, Prompt, Result, Session, Spec};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 
@@ -83,6 +83,17 @@ impl Adapters {
 }
 
 impl Prompt for Adapters {
+    fn session(&self) -> Result<Session> {
+        let mut session = Session::new();
+        session.put_count("masks", self.masks.load(Ordering::Relaxed))?;
+        Ok(session)
+    }
+
+    fn resume(&mut self, mut session: Session) -> Result<()> {
+        self.masks = AtomicU64::new(session.take_count("masks")?);
+        session.end()
+    }
+
     fn tunes(&self, op: Op) -> bool {
         matches!(op, Op::MlpBranch(_))
     }

@@ -16,10 +16,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use candlewick_core::backbone::l2_normalize;
-use candlewick_core::train::{Optimizer, masked_cross_entropy};
+use candlewick_core::train::masked_cross_entropy;
 use candlewick_core::{
-    Backbone, Batch, Cue, Error, Frozen, Init, Method, Outputs, Params, Progress, Result, State,
-    Task, TaskInfo, Train,
+    Backbone, Batch, Cue, Error, Frozen, Init, Method, Optimizer, Outputs, Params, Progress,
+    Result, Session, State, Task, TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -148,7 +148,7 @@ impl Method for FirstSession {
             self.params
                 .create(WEIGHT, &[task.classes.len(), dim], init)?;
             self.params.create(SIGMA, &[1], Init::Ones)?;
-            let optimizer = Optimizer::new(self.params.vars(), &self.train)?;
+            let optimizer = Optimizer::new(self.params.named(), &self.train)?;
             self.session = Some((task.clone(), optimizer));
         }
         Ok(())
@@ -195,6 +195,28 @@ impl Method for FirstSession {
             self.begin_task(task)?;
         }
         let rest = self.means.load(tasks, state)?;
+        self.session = None;
         self.params.load_state(&rest)
+    }
+
+    fn session(&self) -> Result<Session> {
+        let mut session = Session::new();
+        session.put_part("means", self.means.session()?);
+        if let Some((_, optimizer)) = &self.session {
+            session.put_part("optimizer", optimizer.session()?);
+        }
+        Ok(session)
+    }
+
+    fn resume(&mut self, tasks: &[TaskInfo], state: &State, mut session: Session) -> Result<()> {
+        self.restore(tasks, state)?;
+        self.means.resume(session.take_part("means"))?;
+        let moments = session.take_part("optimizer");
+        if let (false, [task]) = (moments.is_empty(), tasks) {
+            let mut optimizer = Optimizer::new(self.params.named(), &self.train)?;
+            optimizer.resume(moments)?;
+            self.session = Some((task.clone(), optimizer));
+        }
+        session.end()
     }
 }

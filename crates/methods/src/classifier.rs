@@ -5,7 +5,9 @@
 //! the first task before that (see [`tuning`](crate::tuning)).
 
 use candle_core::{Device, Tensor};
-use candlewick_core::{Batch, Error, Method, Progress, Result, State, Task, TaskInfo, View};
+use candlewick_core::{
+    Batch, Error, Method, Progress, Result, Session, State, Task, TaskInfo, View,
+};
 use candlewick_stats::{Misfit, NotPositive};
 
 use crate::tuning::Look;
@@ -165,6 +167,25 @@ impl<C: Classifier> Method for OneLook<C> {
         let mut rest = state.clone();
         self.classifier.load(tasks, &mut rest)?;
         self.look.restore(&rest)
+    }
+
+    fn session(&self) -> Result<Session> {
+        self.look.session()
+    }
+
+    /// As long as the first task is trained on, the classifier has seen nothing.
+    fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()> {
+        if session.is_empty() {
+            return self.restore(tasks, state);
+        }
+        for task in tasks {
+            self.begin_task(task)?;
+        }
+        let mut nothing = State::new();
+        self.classifier.save(&mut nothing)?;
+        let mut rest = state.clone();
+        rest.retain(|name, _| !nothing.contains_key(name));
+        self.look.resume(&rest, session)
     }
 }
 

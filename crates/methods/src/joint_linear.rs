@@ -10,8 +10,8 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use candlewick_core::train::{Optimizer, masked_cross_entropy};
-use candlewick_core::{Backbone, Init, Params, Result, State, TaskInfo, Train};
+use candlewick_core::train::masked_cross_entropy;
+use candlewick_core::{Backbone, Init, Optimizer, Params, Result, State, TaskInfo, Train};
 use candlewick_stats::View;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
@@ -75,7 +75,7 @@ impl Probe {
         let init = Init::TruncatedNormal { std: 0.02 };
         let weight = params.create("weight", &[self.dim, self.classes], init)?;
         let bias = params.create("bias", &[self.classes], Init::Zeros)?;
-        let mut optimizer = Optimizer::new(params.vars(), &self.train)?;
+        let mut optimizer = Optimizer::new(params.named(), &self.train)?;
         let rows: Vec<&[f32]> = self
             .parts
             .iter()

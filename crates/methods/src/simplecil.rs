@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use candlewick_core::{
-    Backbone, Batch, Error, Frozen, Method, Progress, Result, State, Task, TaskInfo, View,
+    Backbone, Batch, Error, Frozen, Method, Progress, Result, Session, State, Task, TaskInfo, View,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,15 @@ impl Method for Prototypes {
                 problem: format!("`{name}` is not a parameter of this method"),
             }),
         }
+    }
+
+    fn session(&self) -> Result<Session> {
+        self.means.session()
+    }
+
+    fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()> {
+        self.restore(tasks, state)?;
+        self.means.resume(session)
     }
 }
 
@@ -194,6 +203,38 @@ impl ClassMeans {
         let means = Tensor::from_vec(self.means.concat(), shape, &Device::Cpu)?;
         state.insert(NAME.to_owned(), means);
         Ok(())
+    }
+
+    /// What the means are of, so that images can be added.
+    pub fn session(&self) -> Result<Session> {
+        let mut session = Session::new();
+        for (class, sum) in self.sums.iter().enumerate() {
+            if let Some(sum) = sum.as_ref().filter(|sum| sum.images > 0) {
+                let values = Tensor::new(sum.values.as_slice(), &Device::Cpu)?;
+                session.put(&format!("{class}.sum"), values);
+                session.put_count(&format!("{class}.images"), sum.images as u64)?;
+            }
+        }
+        Ok(session)
+    }
+
+    /// Takes them up; the means are [loaded](Self::load).
+    pub fn resume(&mut self, mut session: Session) -> Result<()> {
+        for (class, sum) in self.sums.iter_mut().enumerate() {
+            let mut part = session.take_part(&class.to_string());
+            *sum = Some(match part.is_empty() {
+                true => Sum {
+                    values: vec![0.0; self.dim],
+                    images: 0,
+                },
+                false => Sum {
+                    values: part.take_shaped("sum", &[self.dim])?.to_vec1()?,
+                    images: part.take_count("images")? as usize,
+                },
+            });
+            part.end()?;
+        }
+        session.end()
     }
 
     /// Takes the means of the classes of `tasks` from what was saved, and gives back the rest of it.

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use candlewick_core::backbone::l2_normalize;
-use candlewick_core::train::{Optimizer, masked_cross_entropy};
+use candlewick_core::train::masked_cross_entropy;
 use candlewick_core::{
-    Backbone, Batch, Cue, Error, Frozen, Init, NoPrompt, Outputs, Params, Prompt, Result, State,
-    TaskInfo, Train,
+    Backbone, Batch, Cue, Error, Frozen, Init, NoPrompt, Optimizer, Outputs, Params, Prompt,
+    Result, Session, State, TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -275,7 +275,7 @@ impl Look {
             tuned.params.create(WEIGHT, &[classes, dim], init)?;
             tuned.params.create(SIGMA, &[1], Init::Ones)?;
             tuned.head = classes * dim + 1;
-            let optimizer = Optimizer::new(tuned.params.vars(), &tuned.train)?;
+            let optimizer = Optimizer::new(tuned.params.named(), &tuned.train)?;
             tuned.session = Some((task.clone(), optimizer));
         }
         Ok(())
@@ -334,6 +334,34 @@ impl Look {
         tuned.params.load_state(state)?;
         tuned.session = None;
         tuned.freeze(self.frozen.backbone())
+    }
+
+    /// Empty but while the first task is trained on.
+    pub(crate) fn session(&self) -> Result<Session> {
+        let mut session = Session::new();
+        if let Some(tuned) = &self.tuned
+            && let Some((_, optimizer)) = &tuned.session
+        {
+            session.put_part("optimizer", optimizer.session()?);
+            if let Module::Prompt(prompt) = &tuned.module {
+                session.put_part("prompt", prompt.session()?);
+            }
+        }
+        Ok(session)
+    }
+
+    /// Takes up inside the first task, which has begun.
+    pub(crate) fn resume(&mut self, state: &State, mut session: Session) -> Result<()> {
+        if let Some(tuned) = &mut self.tuned
+            && let Some((_, optimizer)) = &mut tuned.session
+        {
+            tuned.params.load_state(state)?;
+            optimizer.resume(session.take_part("optimizer"))?;
+            if let Module::Prompt(prompt) = &mut tuned.module {
+                prompt.resume(session.take_part("prompt"))?;
+            }
+        }
+        session.end()
     }
 }
 

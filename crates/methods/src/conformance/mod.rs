@@ -4,6 +4,7 @@
 //! method. What [`check`] cannot see of a method from outside, its gradients, [`gradients`] holds; [`empty_prompt`] is
 //! a law of backbones.
 
+mod resume;
 mod seam;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor
         saving_and_loading_changes_nothing(build, method.as_ref(), &seen, task)?;
     }
     resuming_is_the_same_run(build, stream, &method.state()?)?;
+    resume::inside_a_task_is_the_same_run(build, stream)?;
     if bits(frozen)? != before {
         return broken("frozen weights changed");
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use candlewick_core::{Backbone, Batch, Cue, Error, Method, OptimizerKind, Schedule, State, Train};
+use candlewick_core::{Backbone, Batch, Cue, Error, Method, OptimizerKind, State, Train};
 use candlewick_methods::draw::CodeBase;
 use candlewick_methods::l2p::Layout;
 use candlewick_methods::{BatchVote, Draw, L2p, MethodConfig};
@@ -66,13 +66,8 @@ fn l2p_matches_its_authors_values_gradients_and_steps() {
             batch_vote,
         };
         let train = Train {
-            epochs: 1,
-            batch: 6,
-            optimizer: OptimizerKind::Adam,
-            lr: 0.01,
-            schedule: Schedule::Constant,
-            weight_decay: 0.0,
             clip: Some(1.0),
+            ..Train::new(1, 6, OptimizerKind::Adam, 0.01)
         };
         let own = tiny_in(precision).query(&batch.images).unwrap();
         holds(&own, &all["out.query"], "query");

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use candlewick_core::{
-    Backbone, Cue, Features, Method, OptimizerKind, Prompt, Result, Schedule, Spec, Stream,
-    TaskInfo, Train,
+    Backbone, Cue, Features, Method, OptimizerKind, Prompt, Result, Spec, Stream, TaskInfo, Train,
 };
 use candlewick_data::{
     ClassIncremental, Loader, OnCorrupt, Order, Parts, Preprocess, RgbImage, Source,
@@ -224,15 +223,7 @@ pub fn micro_in(precision: Precision) -> Arc<Vit> {
 }
 
 pub fn quick() -> Train {
-    Train {
-        epochs: 2,
-        batch: 16,
-        optimizer: OptimizerKind::Adam,
-        lr: 0.01,
-        schedule: Schedule::Constant,
-        weight_decay: 0.0,
-        clip: None,
-    }
+    Train::new(2, 16, OptimizerKind::Adam, 0.01)
 }
 
 /// In every precision of this machine.
