@@ -20,7 +20,7 @@ pub struct NotPositive {
 
 /// The factor `L` of a symmetric positive definite matrix, in its strips. Where a strip meets the diagonal it holds the inverse of
 /// L's square there.
-pub struct Cholesky<T = f64>(Symmetric<T>);
+pub struct Cholesky<T: Real = f64>(Symmetric<T>);
 
 impl<T: Real> Cholesky<T> {
     /// Of `A + ridge·I`; takes `A`'s memory. By halves, so that nearly all of the work is large products.
@@ -33,67 +33,87 @@ impl<T: Real> Cholesky<T> {
     /// `X` of `(A + λI) X = B` for `B (n, columns)` row by row, in place.
     pub fn solve(&self, b: &mut [T], columns: usize) -> Result<(), Misfit> {
         fits("values of a right-hand side", self.0.n() * columns, b.len())?;
-        if !b.is_empty() {
-            self.forward(0..self.0.strips.len(), b, columns);
-            self.backward(0..self.0.strips.len(), b, columns);
+        if b.is_empty() {
+            return Ok(());
+        }
+        // Turned, so that the strips of L are what a product lays out, read as they lie.
+        let rows = || {
+            b.chunks(T::STRIP * columns)
+                .map(|b| b.chunks_exact(columns))
+        };
+        let mut parts: Vec<Vec<T>> = rows()
+            .map(|rows| {
+                let turned = (0..columns).map(|c| rows.clone().map(move |row| row[c]));
+                turned.flatten().collect()
+            })
+            .collect();
+        let all = 0..parts.len();
+        self.forward(all.clone(), &mut parts, columns);
+        self.backward(all, &mut parts, columns);
+        for (b, part) in b.chunks_mut(T::STRIP * columns).zip(parts) {
+            let height = part.len() / columns;
+            for (r, row) in b.chunks_exact_mut(columns).enumerate() {
+                let values = part.iter().skip(r).step_by(height);
+                row.iter_mut().zip(values).for_each(|(to, v)| *to = *v);
+            }
         }
         Ok(())
     }
 
-    /// `L⁻¹ B` in the rows of these strips, all that `b` has.
-    fn forward(&self, strips: Range<usize>, b: &mut [T], columns: usize) {
+    /// `X L⁻ᵀ` for `rows` rows, in the columns of these strips, all that `parts` has: `(rows, side)` of each.
+    fn forward(&self, strips: Range<usize>, parts: &mut [Vec<T>], rows: usize) {
         let Some((left, right)) = halves(&strips) else {
-            return self.through_diagonal(strips.start, b, columns, false);
+            let inverse = self.inverse(strips.start).t();
+            return self.through_diagonal(inverse, &mut parts[0], rows);
         };
-        let (top, bottom) = b.split_at_mut(left.len() * T::STRIP * columns);
-        self.forward(left.clone(), top, columns);
-        let rows = block(bottom.len() / columns);
-        let parts = bottom.par_chunks_mut(rows * columns).enumerate();
-        parts.with_max_len(1).for_each(|(i, part)| {
-            let first = right.start * T::STRIP + i * rows;
-            let terms = left.clone().zip(top.chunks_exact(T::STRIP * columns));
-            let terms =
-                terms.map(|(k, x)| (T::STRIP, at(&self.0, first, k), View::rows(x, columns)));
-            T::products((part.len() / columns, columns), T::MINUS, terms, part);
+        let (before, behind) = parts.split_at_mut(left.len());
+        self.forward(left.clone(), before, rows);
+        let work = behind.par_iter_mut().zip(right.clone());
+        work.with_max_len(1).for_each(|(part, i)| {
+            let terms = left.clone().zip(&*before).map(|(k, x)| {
+                let tile = at(&self.0, i * T::STRIP, k).t();
+                (T::STRIP, View::rows(x, T::STRIP), tile)
+            });
+            T::products((rows, part.len() / rows), T::MINUS, terms, part);
         });
-        self.forward(right, bottom, columns);
+        self.forward(right, behind, rows);
     }
 
-    /// `L⁻ᵀ B` in the rows of these strips, all that `b` has.
-    fn backward(&self, strips: Range<usize>, b: &mut [T], columns: usize) {
+    /// `X L⁻¹` likewise.
+    fn backward(&self, strips: Range<usize>, parts: &mut [Vec<T>], rows: usize) {
         let Some((left, right)) = halves(&strips) else {
-            return self.through_diagonal(strips.start, b, columns, true);
+            return self.through_diagonal(self.inverse(strips.start), &mut parts[0], rows);
         };
-        let (top, bottom) = b.split_at_mut(left.len() * T::STRIP * columns);
-        self.backward(right.clone(), bottom, columns);
-        // A strip's rows below lie together, so that they are one long product.
-        let parts = top.par_chunks_mut(T::STRIP * columns).enumerate();
-        parts.with_max_len(1).for_each(|(i, part)| {
-            let across = at(&self.0, right.start * T::STRIP, left.start + i).t();
-            let size = (T::STRIP, bottom.len() / columns, columns);
-            product(size, T::MINUS, across, View::rows(bottom, columns), part);
+        let (before, behind) = parts.split_at_mut(left.len());
+        self.backward(right.clone(), behind, rows);
+        let work = before.par_iter_mut().zip(left.clone());
+        work.with_max_len(1).for_each(|(part, i)| {
+            let terms = right.clone().zip(&*behind).map(|(k, x)| {
+                let height = x.len() / rows;
+                (height, View::rows(x, height), at(&self.0, k * T::STRIP, i))
+            });
+            T::products((rows, T::STRIP), T::MINUS, terms, part);
         });
-        self.backward(left, top, columns);
+        self.backward(left, before, rows);
     }
 
-    /// `b` times the inverse on the diagonal of strip `k`, or its transpose.
-    fn through_diagonal(&self, k: usize, b: &mut [T], columns: usize, transposed: bool) {
-        let s = side::<T>(self.0.n(), k);
-        let inverse = match transposed {
-            true => at(&self.0, k * T::STRIP, k).t(),
-            false => at(&self.0, k * T::STRIP, k),
-        };
-        let mut out = vec![T::ZERO; b.len()];
-        let rows = block(s);
-        let parts = out.par_chunks_mut(rows * columns).enumerate();
-        parts.with_max_len(1).for_each(|(i, out)| {
-            let (left, size) = (
-                inverse.from_row(i * rows),
-                (out.len() / columns, s, columns),
-            );
-            T::set(size, left, View::rows(b, columns), out);
+    /// What the diagonal of strip `k` holds.
+    fn inverse(&self, k: usize) -> View<'_, T> {
+        at(&self.0, k * T::STRIP, k)
+    }
+
+    /// `part` times a square.
+    fn through_diagonal(&self, square: View<'_, T>, part: &mut Vec<T>, rows: usize) {
+        let s = part.len() / rows;
+        let mut out = vec![T::ZERO; part.len()];
+        let group = rows.div_ceil(2).next_multiple_of(32);
+        let groups = out
+            .par_chunks_mut(group * s)
+            .zip(part.par_chunks(group * s));
+        groups.for_each(|(out, part)| {
+            T::set((out.len() / s, s, s), View::rows(part, s), square, out);
         });
-        b.copy_from_slice(&out);
+        *part = out;
     }
 
     /// `L⁻¹ x` for each row of `x (rows, n)`: its squared length is `xᵀ (A + λI)⁻¹ x`. A row of the result depends on its own
@@ -104,44 +124,22 @@ impl<T: Real> Cholesky<T> {
         let mut out = x.to_vec();
         if n > 0 {
             out.par_chunks_mut(ROWS * n).for_each(|rows| {
-                let mut whole = padded(rows, n).into_owned();
-                self.whiten(&mut whole);
-                rows.copy_from_slice(&whole[..rows.len()]);
+                let whole = padded(rows, n).into_owned();
+                let side = |k| k * T::STRIP..n.min((k + 1) * T::STRIP);
+                let strips = 0..self.0.strips.len();
+                let part = |k| whole.chunks_exact(n).flat_map(move |row| &row[side(k)]);
+                let mut parts: Vec<Vec<T>> =
+                    strips.clone().map(|k| part(k).copied().collect()).collect();
+                self.forward(strips, &mut parts, whole.len() / n);
+                for (k, part) in parts.iter().enumerate() {
+                    let to = rows.chunks_exact_mut(n);
+                    for (row, part) in to.zip(part.chunks_exact(side(k).len())) {
+                        row[side(k)].copy_from_slice(part);
+                    }
+                }
             });
         }
         out
-    }
-
-    fn whiten(&self, rows: &mut [T]) {
-        let n = self.0.n();
-        let m = rows.len() / n;
-        let mut parts: Vec<Vec<T>> = Vec::new();
-        for k in 0..self.0.strips.len() {
-            let s = side::<T>(n, k);
-            let columns = k * T::STRIP..k * T::STRIP + s;
-            let mut part = Vec::with_capacity(m * s);
-            for row in rows.chunks_exact(n) {
-                part.extend_from_slice(&row[columns.clone()]);
-            }
-            let terms = parts.iter().enumerate().map(|(j, before)| {
-                let tile = at(&self.0, k * T::STRIP, j).t();
-                (T::STRIP, View::rows(before, T::STRIP), tile)
-            });
-            T::products((m, s), T::MINUS, terms, &mut part);
-            let inverse = View::rows(&self.0.strips[k], s).t();
-            let mut solved = vec![T::ZERO; m * s];
-            product(
-                (m, s, s),
-                T::ONE,
-                View::rows(&part, s),
-                inverse,
-                &mut solved,
-            );
-            for (row, solved) in rows.chunks_exact_mut(n).zip(solved.chunks_exact(s)) {
-                row[columns.clone()].copy_from_slice(solved);
-            }
-            parts.push(solved);
-        }
     }
 }
 

@@ -14,6 +14,7 @@ mod head;
 mod lift;
 mod means;
 mod moments;
+mod pages;
 mod product;
 mod ridge;
 mod search;
@@ -25,7 +26,7 @@ pub use means::{Means, means_of};
 pub use moments::Moments;
 pub use product::{Real, View, cosines, product, scores};
 pub use ridge::{Kept, Part, Ridge, Solved};
-pub use search::{RIDGES, validation_errors};
+pub use search::{RIDGES, search_memory, validation_errors};
 pub use symmetric::Symmetric;
 
 /// Parts that do not fit each other.

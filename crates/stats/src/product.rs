@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 /// f32 or f64.
 pub trait Real:
-    Copy + Send + Sync + PartialEq + std::fmt::Debug + std::ops::AddAssign + 'static
+    bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug + std::ops::AddAssign
 {
     /// 0.
     const ZERO: Self;

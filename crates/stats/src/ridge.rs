@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::cholesky::{Cholesky, NotPositive};
 use crate::head::head;
 use crate::lift::{Lift, by_columns, kernel, lifted, lifted_columns, one_hot};
-use crate::product::{DEPTH, View, block, product};
+use crate::product::{DEPTH, Real as _, View, block, product};
 use crate::symmetric::Symmetric;
 use crate::{Misfit, fits};
 
@@ -68,6 +68,18 @@ impl Ridge {
                 kernel: Vec::new(),
             },
         }
+    }
+
+    /// Bytes at most in use for features of `dim` values lifted to `width`, besides the lift: what is kept, and solving the head.
+    pub fn memory(dim: usize, width: usize, classes: usize, images: usize) -> usize {
+        let (x, triangle) = (width * classes, width * (width + f32::STRIP) / 2);
+        if images <= width / 2 {
+            // Features three times while they are put together; K, its factor, and the dual; a group of lifted columns.
+            let square = 8 * (images * images + images * (images + f64::STRIP) / 2);
+            return 12 * images * dim + square + 8 * images * classes + 12 * images * 1024 + 12 * x;
+        }
+        // G and its factor in f64, if it comes to that; Q in f32 and f64; lifted images.
+        12 * triangle + 16 * x + 4 * width * DEPTH
     }
 
     /// What a feature becomes.

@@ -6,13 +6,33 @@ use rayon::prelude::*;
 
 use crate::cholesky::Cholesky;
 use crate::lift::{Lift, by_columns, lifted, lifted_columns, one_hot, product_by_rows, wide};
-use crate::product::{DEPTH, View};
+use crate::product::{DEPTH, Real as _, View};
 use crate::symmetric::Symmetric;
 
 /// The 17 values of `RanPAC/RanPAC:RanPAC.py`.
 pub const RIDGES: [f64; 17] = [
     1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8,
 ];
+
+/// Above this many columns one matrix at a time is factored, with the threads inside.
+const LARGE: usize = 4096;
+
+/// Bytes at most in use by [`validation_errors`] of `images` rows lifted to `width` values, on so many threads.
+pub fn search_memory(images: usize, width: usize, classes: usize, threads: usize) -> usize {
+    let fit = images * 4 / 5;
+    let held = images - fit;
+    let n = fit.min(width);
+    let at_once = match n > LARGE {
+        true => 1,
+        false => threads.min(RIDGES.len()),
+    };
+    let square = 4 * n * (n + f64::STRIP);
+    let made = match fit <= width {
+        true => 4 * images * images + 12 * images * 1024,
+        false => (12 * DEPTH + 8 * held) * width,
+    };
+    made + 8 * held * n + (1 + at_once) * (square + 8 * n * classes + 8 * held * classes)
+}
 
 /// For each ridge the squared error of a regression on the first `fit` rows over the others, divided by their number: the mean
 /// over `classes` is that over their number. Infinite where the matrix is singular in f64.
@@ -76,7 +96,7 @@ pub fn validation_errors(
         squares.sum::<f64>() / count as f64
     };
     // Large ones share the threads instead, so that one copy is held.
-    match n > 4096 {
+    match n > LARGE {
         true => ridges.iter().map(error).collect(),
         false => ridges.par_iter().map(error).collect(),
     }

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::pages::Values;
 use crate::product::{DEPTH, Real, View, block, product};
 use crate::{Misfit, fits};
 
@@ -9,15 +10,24 @@ use crate::{Misfit, fits};
 /// being [`Real::STRIP`], less where the matrix ends; about `n²/2` values.
 ///
 /// A sum of `m` products in f32 is off by at most `(1024 + m / 1024)·ε·Σ|h_i h_j|`, whether it was taken at once or merged.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Symmetric<T> {
+#[derive(Debug, PartialEq)]
+pub struct Symmetric<T: Real> {
     n: usize,
-    pub(crate) strips: Vec<Vec<T>>,
+    pub(crate) strips: Vec<Values<T>>,
 }
 
 /// Columns of strip `j`.
 pub(crate) fn side<T: Real>(n: usize, j: usize) -> usize {
     T::STRIP.min(n - j * T::STRIP)
+}
+
+impl<T: Real> Clone for Symmetric<T> {
+    fn clone(&self) -> Self {
+        Self {
+            n: self.n,
+            strips: self.strips.par_iter().with_max_len(1).cloned().collect(),
+        }
+    }
 }
 
 /// A block of rows in one strip or in two: first column, first row, values, those beside with their width.
@@ -26,7 +36,7 @@ type Part<'a, T> = (usize, usize, &'a mut [T], Option<(&'a mut [T], usize)>);
 impl<T: Real> Symmetric<T> {
     /// All zeros.
     pub fn zeros(n: usize) -> Self {
-        let strip = |j| vec![T::ZERO; (n - j * T::STRIP) * side::<T>(n, j)];
+        let strip = |j| Values::zeros((n - j * T::STRIP) * side::<T>(n, j));
         Self {
             n,
             strips: (0..n.div_ceil(T::STRIP)).map(strip).collect(),
@@ -154,7 +164,12 @@ impl<T: Real> Symmetric<T> {
         self.strips
             .par_iter_mut()
             .zip(&other.strips)
-            .for_each(|(strip, other)| strip.iter_mut().zip(other).for_each(|(a, b)| *a += *b));
+            .for_each(|(strip, other)| {
+                strip
+                    .iter_mut()
+                    .zip(other.iter())
+                    .for_each(|(a, b)| *a += *b)
+            });
         Ok(())
     }
 
