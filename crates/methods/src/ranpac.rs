@@ -11,6 +11,9 @@
 //! score(x) = h W_o                                                   no bias, no norm
 //! ```
 //!
+//! Its saved state holds the features of all past training images while `2n ≤ M`, from which G is had exactly in less room; behind
+//! that G and Q, from which no image can be told.
+//!
 //! Source: `RanPAC/RanPAC:RanPAC.py`, `inc_net.py` (012927f). λ is searched in f64, where small ones differ from the f32 of
 //! the source, which solves singular systems. `compat = "pilot"` is the head of `LAMDA-CL/LAMDA-PILOT:models/ranpac.py`:
 //! `cos(h, W_o)`.
