@@ -142,9 +142,17 @@ fn print(text: &str) -> Result<()> {
 fn methods() -> Result<()> {
     let rows = METHODS.iter().map(|m| {
         let trains = if m.trains { "yes" } else { "no" };
-        vec![m.name.into(), m.what.into(), trains.into(), m.paper.into()]
+        let kept = m.features_kept();
+        vec![
+            m.name.into(),
+            m.what.into(),
+            trains.into(),
+            kept.into(),
+            m.paper.into(),
+        ]
     });
-    print(&table::list(&["method", "what", "[train]", "paper"], rows))
+    let head = ["method", "what", "[train]", "features kept", "paper"];
+    print(&table::list(&head, rows))
 }
 
 fn switches() -> Result<()> {

@@ -118,5 +118,5 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
         _ => 0,
     };
     let waiting = f32s(3 * plan.recipe.data.eval_batch * 3 * spec.image_size * spec.image_size);
-    weights + copies + looking.max(training) + waiting + f32s(images * d)
+    weights + copies + looking.max(training) + waiting + f32s(images * d) + plan.memory(d)
 }

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source, demo};
-use candlewick_methods::MethodConfig;
+use candlewick_methods::{Extent, MethodConfig};
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
 use sha2::{Digest as _, Sha256};
@@ -235,6 +235,18 @@ impl Plan {
             registers: card.registers,
             parameters: card.parameters.unwrap_or(0) as usize,
         }))
+    }
+
+    /// Bytes that the method has in use besides the backbone, on features of `dim` values.
+    pub fn memory(&self, dim: usize) -> u64 {
+        let tasks = || self.stream.tasks.iter().map(|task| &task.info);
+        self.method.memory(&Extent {
+            dim,
+            classes: tasks().map(|t| t.classes.end).max().unwrap_or(0),
+            images: tasks().map(|t| t.train_len).sum(),
+            task: tasks().map(|t| t.train_len).max().unwrap_or(0),
+            threads: self.threads,
+        })
     }
 
     /// Trainable values after the last task, counted on the method itself.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Published as "joint linear probe" beside RanPAC (`RanPAC/RanPAC:RanPAC.py`, `joint_linear`; there with augmented images and a
-//! cosine head). Features are taken once, with the test transform. [`linear`](crate::linear) is its floor.
+//! cosine head). Features are taken once, with the test transform. [`linear`](crate::linear) is its floor. Its saved
+//! state holds the features of all past training images.
 
 use std::sync::Arc;
 

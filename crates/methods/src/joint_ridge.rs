@@ -6,8 +6,8 @@
 //! score(x) = f(x) W_λ
 //! ```
 //!
-//! [`ranpac`](crate::ranpac) without projection is the same for a fixed λ, and chooses λ on the last task alone, since it keeps
-//! no features. This keeps them all.
+//! [`ranpac`](crate::ranpac) without projection is the same for a fixed λ, and chooses λ on the last task alone, since it needs
+//! no features of earlier ones. This has those of all past training images in its saved state.
 
 use std::sync::Arc;
 

@@ -8,6 +8,8 @@
 //! w = exp(cos / 0.07)                 softmax, as `facebookresearch/dino:eval_knn.py`
 //! ```
 //!
+//! Its saved state holds the features of all past training images.
+//!
 //! The distance is Euclidean, or `1 − cos`. Equally near ones are taken in order of arrival.
 
 use std::sync::Arc;

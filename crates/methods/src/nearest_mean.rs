@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use candlewick_core::{Backbone, Error, Result, State, TaskInfo};
-use candlewick_stats::{Cholesky, Moments, Symmetric, View};
+use candlewick_stats::{Cholesky, Moments, Symmetric, View, cosines};
 use serde::{Deserialize, Serialize};
 
 use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take};
@@ -162,6 +162,9 @@ impl Classifier for Nearest {
 
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {
         let (d, c) = (self.dim, self.means.len());
+        if self.config.distance == Distance::Cosine {
+            return Ok(cosines(rows, &self.means.concat(), d));
+        }
         let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|v| f64::from(*v)).collect() };
         let (mut rows, mut means) = (wide(rows), wide(&self.means.concat()));
         if let Some(factor) = &self.whitened {
@@ -174,11 +177,8 @@ impl Classifier for Nearest {
         let pairs = rows
             .iter()
             .flat_map(|row| means.iter().map(move |mean| (row, mean)));
-        let cosine = self.config.distance == Distance::Cosine;
-        let score = |(product, (row, mean)): (f64, (&f64, &f64))| match cosine {
-            true => (product / (row * mean).sqrt()) as f32,
-            false => (2.0 * product - row - mean) as f32,
-        };
+        let score =
+            |(product, (row, mean)): (f64, (&f64, &f64))| (2.0 * product - row - mean) as f32;
         Ok(products.into_iter().zip(pairs).map(score).collect())
     }
 

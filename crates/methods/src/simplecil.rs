@@ -10,7 +10,10 @@ use candle_core::{Device, Tensor};
 use candlewick_core::{
     Backbone, Batch, Error, Frozen, Method, Progress, Result, Session, State, Task, TaskInfo, View,
 };
+use candlewick_stats::cosines;
 use serde::{Deserialize, Serialize};
+
+use crate::classifier::values;
 
 /// `[method] name = "simplecil"` has no keys of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -181,20 +184,16 @@ impl ClassMeans {
 
     /// `cos(feature, mean)`, `(B, classes)`.
     pub fn scores(&self, features: &Tensor) -> Result<Tensor> {
-        let features: Vec<Vec<f32>> = features.to_vec2()?;
-        let norms: Vec<f64> = self.means.iter().map(|m| dot(m, m).sqrt()).collect();
-        let mut scores = Vec::with_capacity(features.len() * self.means.len());
-        for feature in &features {
-            let norm = dot(feature, feature).sqrt();
-            let row = self.means.iter().zip(&norms);
-            // Of a class without images there is no mean: it is never the nearest.
-            scores.extend(row.map(|(m, n)| match *n > 0.0 {
-                true => (dot(feature, m) / (norm * n)) as f32,
-                false => f32::NEG_INFINITY,
-            }));
+        let (n, c) = (features.dim(0)?, self.means.len());
+        let mut scores = cosines(&values(features)?, &self.means.concat(), self.dim);
+        // Of a class without images there is no mean: it is never the nearest.
+        for (class, mean) in self.means.iter().enumerate() {
+            if mean.iter().all(|v| *v == 0.0) {
+                let column = scores.iter_mut().skip(class).step_by(c);
+                column.for_each(|score| *score = f32::NEG_INFINITY);
+            }
         }
-        let shape = (features.len(), self.means.len());
-        Ok(Tensor::from_vec(scores, shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(scores, (n, c), &Device::Cpu)?)
     }
 
     /// Adds the means to what is saved.
@@ -256,12 +255,4 @@ impl ClassMeans {
             }),
         }
     }
-}
-
-/// In f64 and in a fixed order, so that a score depends on neither batch nor threads.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| f64::from(*a) * f64::from(*b))
-        .sum()
 }

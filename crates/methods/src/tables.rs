@@ -13,6 +13,18 @@ pub struct About {
     pub trains: bool,
 }
 
+impl About {
+    /// Whether features of past training images are part of its saved state, for people to read: such a method is no less a replay
+    /// of the data than one that keeps images.
+    pub fn features_kept(&self) -> &'static str {
+        match self.name {
+            "joint-linear" | "joint-ridge" | "knn" => "all",
+            "ranpac" => "all while 2n ≤ M, then sums",
+            _ => "none",
+        }
+    }
+}
+
 /// All methods, in the order of their names.
 pub const METHODS: [About; 16] = [
     About {

@@ -106,6 +106,25 @@ fn near(a: &Value, b: &Value) -> bool {
 }
 
 #[test]
+fn memory_holds_cells_back_and_changes_nothing() {
+    let lab = lab();
+    let ranpac = "[[method]]\nname = \"ranpac\"\nprojection = 600\n";
+    lab.write("s.toml", &format!("{SWEEP}{ranpac}"));
+    let free = sweep(&lab, "--out free --threads 2");
+    assert!(!free.err.contains("at once"), "{}", free.err);
+    let held = sweep(&lab, "--out held --threads 2 --memory 1");
+    let line = held.err.lines().find(|line| line.starts_with("ranpac: "));
+    let line = line.unwrap_or_else(|| panic!("{}", held.err));
+    assert!(
+        line.contains("so 1 at once in 1 MiB; 2 threads could run more"),
+        "{line}"
+    );
+    // Class means are little.
+    assert!(!held.err.contains("simplecil: "), "{}", held.err);
+    same(&lab, "free", "held");
+}
+
+#[test]
 fn finished_cells_are_kept_and_spoilt_ones_are_not() {
     let lab = lab();
     sweep(&lab, "--out whole --threads 1");

@@ -22,6 +22,7 @@ use group::{Group, PrefixGrad};
 
 pub use alone::{attention, attention_grad};
 pub use linear::{bias_grad, linear, linear_grad, weight_grad};
+pub use product::{Matrix, Start, product};
 
 /// Rows of a group, about: enough that packing the weights for each is little work, few enough that they stay near the core.
 const GROUP_ROWS: usize = 800;
