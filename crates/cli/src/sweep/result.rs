@@ -89,6 +89,8 @@ pub struct Summary {
 pub struct Row {
     pub backbone: String,
     pub stream: String,
+    /// As in the table.
+    pub label: String,
     pub method: String,
     pub settings: String,
     /// In the order of tables.
@@ -237,6 +239,7 @@ impl Row {
         Self {
             backbone: variant.backbone.clone(),
             stream: variant.stream.clone(),
+            label: variant.label(),
             method: variant.method.clone(),
             settings: variant.settings.clone(),
             metrics: metrics.collect(),
@@ -252,13 +255,13 @@ fn csv(done: &[Done]) -> Result<Vec<u8>> {
     for (i, cell) in done.iter().enumerate() {
         let rows = cell.report.metrics.rows();
         if i == 0 {
-            let mut head = vec!["backbone", "stream", "method", "settings", "seed"];
+            let mut head = vec!["backbone", "stream", "label", "method", "settings", "seed"];
             head.extend(rows.iter().map(|(name, _, _)| name));
             head.push("seconds");
             out.write_record(head)?;
         }
         let v = &cell.variant;
-        let mut record = [&v.backbone, &v.stream, &v.method, &v.settings]
+        let mut record = [&v.backbone, &v.stream, &v.label(), &v.method, &v.settings]
             .map(String::clone)
             .to_vec();
         record.push(cell.seed.to_string());
