@@ -2,6 +2,7 @@
 
 mod demo;
 mod features;
+mod kept;
 mod machine;
 mod outlook;
 mod plot;
