@@ -3,6 +3,7 @@
 mod data;
 mod demo;
 mod features;
+mod kept;
 mod learned;
 mod machine;
 mod outlook;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::Train;
 use candlewick_data::{Folder, OnCorrupt, PRESETS, Preprocess, Preset, TestSplit};
-use candlewick_methods::{METHODS, MethodConfig};
+use candlewick_methods::{METHODS, MethodConfig, replaced};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -154,11 +154,16 @@ impl Recipe {
         let tracked = serde_path_to_error::Deserializer::new(Value::Table(settings), &mut track);
         match MethodConfig::read(&name, tracked) {
             Ok(Some(method)) => Ok(method),
-            Ok(None) => bail!(
-                "{origin}: there is no method `{name}`{}; there are {}",
-                nearest(&name, &names),
-                quoted(&names)
-            ),
+            Ok(None) => match replaced(&name) {
+                Some(instead) => {
+                    bail!("{origin}: there is no method `{name}` any more; write {instead}")
+                }
+                None => bail!(
+                    "{origin}: there is no method `{name}`{}; there are {}",
+                    nearest(&name, &names),
+                    quoted(&names)
+                ),
+            },
             Err(e) => Err(explain(
                 e.message(),
                 &track.path().to_string(),
@@ -422,6 +427,10 @@ mod tests {
                 ["`method.top_k`", "this table has no keys"],
             ),
             ("method.name=l2q", ["no method `l2q`", "did you mean `l2p`"]),
+            (
+                "method.name=aper-vpt",
+                ["no method `aper-vpt` any more", "kind = \"vpt-deep\""],
+            ),
             (
                 "data.split.fraction=1",
                 ["`data.split.fraction`", "`test_fraction`"],

@@ -1,7 +1,7 @@
 //! The run directory: written file by file to temporary names, synced and renamed, `report.json` last. A directory
 //! without it is a run that did not end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub struct Timing {
     pub seconds: f64,
     pub load_seconds: f64,
     pub threads: usize,
+    /// Whether features came from the store, so that no image was looked at in these seconds.
+    pub stored_features: bool,
     /// `None` where the system does not tell.
     pub peak_memory_bytes: Option<u64>,
     pub tasks: Vec<TaskTime>,
@@ -220,11 +222,12 @@ fn accuracy_csv(report: &Report) -> Result<Vec<u8>> {
     ];
     head.extend((1..=tasks).map(|t| format!("task_{t}")));
     out.write_record(&head)?;
-    let mut classes = 0;
+    // The same ones again in every domain.
+    let mut classes = BTreeSet::new();
     for (t, row) in report.accuracy_matrix.iter().enumerate() {
-        classes += report.tasks[t].classes.len();
+        classes.extend(&report.tasks[t].classes);
         let accuracy = &report.session_accuracy;
-        let mut record = vec![(t + 1).to_string(), classes.to_string()];
+        let mut record = vec![(t + 1).to_string(), classes.len().to_string()];
         record.push(accuracy.micro[t].to_string());
         record.push(accuracy.macro_[t].to_string());
         record.extend(row.iter().map(f64::to_string));

@@ -144,6 +144,16 @@ impl Report {
             Scenario::ClassIncremental => None,
             _ => Some(stream.scenario.name().to_owned()),
         };
+        let told = |text: &str| match stream.scenario {
+            Scenario::ClassIncremental => text.to_owned(),
+            Scenario::TaskIncremental => {
+                format!("{text}; an image is predicted among the classes of its own task")
+            }
+            Scenario::DomainIncremental(_) => text
+                .replace("classes seen", "domains seen")
+                .replace("tasks", "domains")
+                .replace("last task", "last domain"),
+        };
         let definitions = metrics.rows().into_iter();
         let tasks = stream.tasks.iter().map(|task| TaskRecord {
             classes: stream.class_names[task.info.classes.clone()].to_vec(),
@@ -161,7 +171,7 @@ impl Report {
             },
             metrics,
             definitions: definitions
-                .map(|(name, _, text)| (name.to_owned(), text.to_owned()))
+                .map(|(name, _, text)| (name.to_owned(), told(text)))
                 .collect(),
             accuracy_matrix: outcome.accuracy.percent.clone(),
             tasks: tasks.collect(),

@@ -6,7 +6,6 @@
 
 pub mod adapter;
 pub mod aper;
-pub mod aper_vpt;
 pub mod choice;
 pub mod classifier;
 pub mod coda;
@@ -37,7 +36,6 @@ use candlewick_core::{Backbone, Error, Method, Result, Scenario, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use aper::Aper;
-pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
 pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
@@ -55,7 +53,7 @@ pub use nearest_mean::NearestMean;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
-pub use tables::{About, COMPAT, Compat, METHODS};
+pub use tables::{About, COMPAT, Compat, METHODS, replaced};
 pub use tuning::Tuning;
 pub use vpt::Vpt;
 
@@ -71,9 +69,6 @@ pub enum MethodConfig {
     L2p(L2p),
     /// See [`vpt`].
     Vpt(Vpt),
-    /// See [`aper_vpt`].
-    #[serde(rename = "aper-vpt")]
-    AperVpt(AperVpt),
     /// See [`dap`].
     Dap(Dap),
     /// See [`random_prompt`].
@@ -113,7 +108,6 @@ impl MethodConfig {
             "linear" => Self::Linear(Linear::deserialize(settings)?),
             "simplecil" => Self::SimpleCil(SimpleCil::deserialize(settings)?),
             "vpt" => Self::Vpt(Vpt::deserialize(settings)?),
-            "aper-vpt" => Self::AperVpt(AperVpt::deserialize(settings)?),
             "dap" => Self::Dap(Dap::deserialize(settings)?),
             "random-prompt" => Self::RandomPrompt(RandomPrompt::deserialize(settings)?),
             "dualprompt" => Self::DualPrompt(DualPrompt::deserialize(settings)?),
@@ -143,9 +137,6 @@ impl MethodConfig {
             (Self::Linear(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Vpt(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
-            (Self::AperVpt(config), Some(train)) => {
-                Box::new(config.build(backbone, train, eval_batch, seed)?)
-            }
             (Self::Dap(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::RandomPrompt(config), Some(train)) => {
                 Box::new(config.build(backbone, train, seed)?)
@@ -169,7 +160,7 @@ impl MethodConfig {
             (Self::NearestMean(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::Knn(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::JointRidge(config), _) => Box::new(config.build(backbone, eval_batch, seed)?),
-            (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
+            (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (_, None) => return Err(self.needs_train()),
         })
     }
@@ -179,7 +170,6 @@ impl MethodConfig {
         match self {
             Self::L2p(config) => config.check()?,
             Self::Vpt(config) => config.check()?,
-            Self::AperVpt(config) => config.0.check()?,
             Self::Dap(config) => config.check()?,
             Self::RandomPrompt(config) => config.check()?,
             Self::DualPrompt(config) => config.check()?,
@@ -222,19 +212,38 @@ impl MethodConfig {
         }
     }
 
-    /// Refuses a stream that the method does not learn from: heads grow with the task, so only methods without one go over
-    /// the same classes again.
+    /// Whether it learns classes that come again, in another domain: what rests on sums over images does, and a head, which
+    /// is trained on. Prompts and keys of a task are made for classes of its own.
+    pub fn takes_classes_again(&self) -> bool {
+        match self {
+            Self::L2p(_)
+            | Self::Vpt(_)
+            | Self::Dap(_)
+            | Self::RandomPrompt(_)
+            | Self::DualPrompt(_)
+            | Self::Coda(_) => false,
+            Self::Linear(_)
+            | Self::SimpleCil(_)
+            | Self::NearestMean(_)
+            | Self::RanPac(_)
+            | Self::FeCam(_)
+            | Self::Knn(_)
+            | Self::JointRidge(_)
+            | Self::JointLinear(_)
+            | Self::Aper(_) => true,
+        }
+    }
+
+    /// Refuses a stream that the method does not learn from.
     pub fn fits(&self, scenario: &Scenario) -> Result<()> {
         match scenario {
-            Scenario::DomainIncremental(_) if !matches!(self, Self::SimpleCil(_)) => {
-                Err(Error::setting(
-                    "stream.kind",
-                    format!(
-                        "`{}` learns each class in one task; \"domain-incremental\" streams are for simplecil",
-                        self.about().name
-                    ),
-                ))
-            }
+            Scenario::DomainIncremental(_) if !self.takes_classes_again() => Err(Error::setting(
+                "stream.kind",
+                format!(
+                    "`{}` learns each class in one task; \"domain-incremental\" streams are for methods without prompts of their tasks: aper, fecam, joint-linear, joint-ridge, knn, linear, nearest-mean, ranpac, simplecil",
+                    self.about().name
+                ),
+            )),
             _ => Ok(()),
         }
     }
@@ -262,21 +271,20 @@ impl MethodConfig {
     pub fn about(&self) -> About {
         METHODS[match self {
             Self::Aper(_) => 0,
-            Self::AperVpt(_) => 1,
-            Self::Coda(_) => 2,
-            Self::Dap(_) => 3,
-            Self::DualPrompt(_) => 4,
-            Self::FeCam(_) => 5,
-            Self::JointLinear(_) => 6,
-            Self::JointRidge(_) => 7,
-            Self::Knn(_) => 8,
-            Self::L2p(_) => 9,
-            Self::Linear(_) => 10,
-            Self::NearestMean(_) => 11,
-            Self::RandomPrompt(_) => 12,
-            Self::RanPac(_) => 13,
-            Self::SimpleCil(_) => 14,
-            Self::Vpt(_) => 15,
+            Self::Coda(_) => 1,
+            Self::Dap(_) => 2,
+            Self::DualPrompt(_) => 3,
+            Self::FeCam(_) => 4,
+            Self::JointLinear(_) => 5,
+            Self::JointRidge(_) => 6,
+            Self::Knn(_) => 7,
+            Self::L2p(_) => 8,
+            Self::Linear(_) => 9,
+            Self::NearestMean(_) => 10,
+            Self::RandomPrompt(_) => 11,
+            Self::RanPac(_) => 12,
+            Self::SimpleCil(_) => 13,
+            Self::Vpt(_) => 14,
         }]
     }
 
@@ -285,7 +293,6 @@ impl MethodConfig {
         match self {
             Self::L2p(config) => config.compat(),
             Self::Vpt(config) => config.compat(),
-            Self::AperVpt(config) => config.compat(),
             Self::Dap(config) => config.compat(),
             Self::DualPrompt(config) => config.compat(),
             Self::Aper(config) => config.compat(),

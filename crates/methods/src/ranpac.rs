@@ -238,6 +238,19 @@ impl Classifier for RidgeHead {
         self.solve(ridge)
     }
 
+    fn knows(&self, class: usize) -> bool {
+        match self.statistics.kept() {
+            Kept::Images(parts) => {
+                let mut labels = parts.iter().flat_map(|part| &part.labels);
+                labels.any(|label| *label as usize == class)
+            }
+            // The column of a class without images is 0.
+            Kept::Sums(_, sums) => sums
+                .get(class)
+                .is_some_and(|sum| sum.iter().any(|v| *v != 0.0)),
+        }
+    }
+
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {
         let (width, c) = (self.statistics.lift().width(), self.statistics.classes());
         let mut scores = lifted_scores(self.statistics.lift(), rows, &self.head, c);

@@ -189,7 +189,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 (seconds, found[..3].iter().map(|v| f64::from(*v)).collect())
             }
             "cosine" => {
-                let (seconds, found) = again(|| cosines(&rows, &rows[..CLASSES * DIM], DIM));
+                let (seconds, found) = again(|| cosines(&rows, &rows[..CLASSES * DIM], DIM, 1));
                 (seconds, found[..3].iter().map(|v| f64::from(*v)).collect())
             }
             "accuracy" => {

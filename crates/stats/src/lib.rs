@@ -76,7 +76,7 @@ mod tests {
             View::rows(&rows[..40 * d], d).t(),
             40,
         )));
-        out.push(bits(&cosines(&rows, &rows[..40 * d], d)));
+        out.push(bits(&cosines(&rows, &rows[..40 * d], d, 1)));
         out.push(bits(&lifted_scores(
             lift.as_ref(),
             &rows,

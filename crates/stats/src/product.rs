@@ -307,20 +307,53 @@ pub(crate) fn share(rows: usize) -> usize {
         .clamp(1, 1024)
 }
 
-/// `cos(x, y)`, `(rows of x, rows of y)`, for rows of `d` values. Products in f32, norms in f64: off by at most `d·2⁻²⁴`. A row
-/// depends on its own row of `x` alone, bit for bit. The cosine with 0 is not a number.
-pub fn cosines(x: &[f32], y: &[f32], d: usize) -> Vec<f32> {
-    let rows = y.chunks_exact(d.max(1));
-    let other: Vec<f64> = rows.map(|row| square(row).sqrt().recip()).collect();
-    let b = View::rows(y, d).t();
-    scores_with(x, d, b, other.len(), |x, out| {
+/// `cos(x, y)`, `(rows of x, rows of y)`, for rows of `d` values in `parts` equally long parts. Products in f32, norms in f64: off by
+/// at most `d·2⁻²⁴`. A row depends on its own row of `x` alone, bit for bit. Sums are means over parts, so that the cosine of rows
+/// put beside themselves is theirs, bit for bit, where there are 2, 4, 8 … parts. The cosine with 0 is not a number.
+pub fn cosines(x: &[f32], y: &[f32], d: usize, parts: usize) -> Vec<f32> {
+    let parts = parts.max(1);
+    let (width, share) = ((d / parts).max(1), 1.0 / parts as f64);
+    let norm = |row: &[f32]| {
+        let squares: f64 = row.chunks_exact(width).map(square).sum();
+        (squares * share).sqrt().recip()
+    };
+    let other: Vec<f64> = y.chunks_exact(d.max(1)).map(norm).collect();
+    // Of all parts but the first, whose products are added in the end.
+    let part = |rows: &[f32], part: usize| -> Vec<f32> {
+        let rows = rows.chunks_exact(d.max(1));
+        rows.flat_map(|row| &row[part * width..(part + 1) * width])
+            .copied()
+            .collect()
+    };
+    let mut sums = Vec::new();
+    for i in 1..parts {
+        let (x, y) = (part(x, i), part(y, i));
+        let more = scores(&x, width, View::rows(&y, width).t(), other.len());
+        match sums.is_empty() {
+            true => sums = more,
+            false => sums.iter_mut().zip(more).for_each(|(sum, m)| *sum += m),
+        }
+    }
+    let scaled = |x: &[f32], out: &mut [f32], sums: &[f32]| {
         let rows = x.chunks_exact(d).zip(out.chunks_exact_mut(other.len()));
-        for (x, out) in rows {
-            let own = square(x).sqrt().recip();
+        for (r, (x, out)) in rows.enumerate() {
+            let own = norm(x) * share;
+            if !sums.is_empty() {
+                let sums = &sums[r * other.len()..];
+                out.iter_mut().zip(sums).for_each(|(s, more)| *s += more);
+            }
             let pairs = out.iter_mut().zip(&other);
             pairs.for_each(|(s, other)| *s = (f64::from(*s) * own * other) as f32);
         }
-    })
+    };
+    if parts == 1 {
+        let b = View::rows(y, d).t();
+        return scores_with(x, d, b, other.len(), |x, out| scaled(x, out, &[]));
+    }
+    let (first, b) = (part(x, 0), part(y, 0));
+    let mut out = scores(&first, width, View::rows(&b, width).t(), other.len());
+    scaled(x, &mut out, &sums);
+    out
 }
 
 /// `|x|²` in f64, in eight sums, so that it vectorises.
@@ -388,7 +421,7 @@ mod tests {
             .map(|i| ((i * 31) % 89) as f32 / 89.0 - 0.4)
             .collect();
         let y = &x[5 * d..40 * d];
-        let got = cosines(&x, y, d);
+        let got = cosines(&x, y, d, 1);
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             let pairs = a.iter().zip(b);
             pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -399,6 +432,6 @@ mod tests {
                 assert!((f64::from(*got) - want).abs() < 2e-6, "{got} {want}");
             }
         }
-        assert_eq!(cosines(&x[3 * d..4 * d], y, d), got[3 * 35..4 * 35]);
+        assert_eq!(cosines(&x[3 * d..4 * d], y, d, 1), got[3 * 35..4 * 35]);
     }
 }

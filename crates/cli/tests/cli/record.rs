@@ -149,7 +149,7 @@ fn check_facts(report: &Value, method: &str) {
         "linear" | "random-prompt" => head,
         "vpt" => head + 2 * 2 * 128,
         // The cosine head of the first task, two classes and a scale.
-        "aper-vpt" => 2 * 2 * 128 + 2 * 128 + 1,
+        "aper" => 2 * 2 * 128 + 2 * 128 + 1,
         "l2p" => head + (4 * 2 + 4) * 128,
         // Per task a key and an embedding of 4; per block what makes tokens of the 65 there are, steers and norms.
         "dap" => head + TASKS * (128 + 4) + 2 * (2 * 66 + 5 * 256 + 256),
@@ -160,7 +160,7 @@ fn check_facts(report: &Value, method: &str) {
     // Two classes of five images a task, in batches of four.
     let tasks_trained = match method {
         "simplecil" => 0,
-        "aper-vpt" => 1,
+        "aper" => 1,
         _ => TASKS,
     };
     let (steps, trained) = (tasks_trained * 3, tasks_trained * 2 * TRAIN);
@@ -311,7 +311,7 @@ fn check_tables_and_pictures(lab: &Lab, method: &str, report: &Value) {
     let params = safetensors::SafeTensors::deserialize(&params).unwrap();
     let rows = |name: &str| params.tensor(name).unwrap().shape()[0];
     let classes: usize = match method {
-        "simplecil" | "aper-vpt" => rows("prototypes"),
+        "simplecil" | "aper" => rows("prototypes"),
         _ => (0..TASKS)
             .map(|task| rows(&format!("head.{task}.weight")))
             .sum(),
