@@ -16,12 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::machine;
 use crate::prepare;
 use crate::recipe::Recipe;
-use crate::record;
+use crate::record::{self, PARAMS};
 use crate::watch::Download;
 
-/// What the run itself left.
-const PARAMS: &str = "params.safetensors";
-/// The same with the classes that were added, whose names are in its header.
+/// What the run left with the classes that were added, whose names are in its header.
 pub const ADDED: &str = "learned.safetensors";
 const HEADER: &str = "candlewick.added";
 

@@ -6,6 +6,7 @@ mod features;
 mod kept;
 mod learned;
 mod machine;
+mod merge;
 mod outlook;
 mod plot;
 mod precision;
@@ -63,6 +64,8 @@ enum Command {
         #[arg(long)]
         compat: bool,
     },
+    /// Make one model of several with the same parameters
+    Merge(merge::MergeArgs),
     /// Show one run, or put several side by side and say whether they may be compared
     Report {
         /// Run directories
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         Command::Backbones(command) => backbones(command),
         Command::Methods { compat: false } => methods(),
         Command::Methods { compat: true } => switches(),
+        Command::Merge(args) => merge::merge(&args),
         Command::Report { dirs } => report(&dirs),
     };
     let Err(error) = result else {

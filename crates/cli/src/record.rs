@@ -18,6 +18,8 @@ use crate::watch::TaskTime;
 /// Written last.
 pub const REPORT: &str = "report.json";
 const SUMMARY: &str = "summary.json";
+/// What the method has learned.
+pub const PARAMS: &str = "params.safetensors";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
 const FILES: [&str; 9] = [
@@ -27,7 +29,7 @@ const FILES: [&str; 9] = [
     "curve.svg",
     "matrix.svg",
     "pools.svg",
-    "params.safetensors",
+    PARAMS,
     crate::learned::ADDED,
     "timing.json",
 ];
@@ -114,7 +116,7 @@ impl RunDir {
         if !report.pools.is_empty() {
             self.write("pools.svg", plot::pools(report)?.as_bytes())?;
         }
-        self.write("params.safetensors", &safetensors(state, None)?)?;
+        self.write(PARAMS, &safetensors(state, None)?)?;
         self.write("timing.json", &json(timing)?)?;
         self.write(REPORT, &json(report)?)
     }

@@ -19,6 +19,8 @@ mod lab;
 mod learned;
 #[path = "cli/look.rs"]
 mod look;
+#[path = "cli/merge.rs"]
+mod merge;
 #[path = "cli/record.rs"]
 mod record;
 #[path = "cli/same.rs"]

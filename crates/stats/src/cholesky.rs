@@ -20,7 +20,7 @@ pub struct NotPositive {
 
 /// The factor `L` of a symmetric positive definite matrix, in its strips. Where a strip meets the diagonal it holds the inverse of
 /// L's square there.
-pub struct Cholesky<T: Real = f64>(Symmetric<T>);
+pub struct Cholesky<T: Real = f64>(pub(crate) Symmetric<T>);
 
 impl<T: Real> Cholesky<T> {
     /// Of `A + ridge·I`; takes `A`'s memory. By halves, so that nearly all of the work is large products.
@@ -144,7 +144,7 @@ impl<T: Real> Cholesky<T> {
 }
 
 /// Rows from `row` on of strip `k`.
-fn at<T: Real>(a: &Symmetric<T>, row: usize, k: usize) -> View<'_, T> {
+pub(crate) fn at<T: Real>(a: &Symmetric<T>, row: usize, k: usize) -> View<'_, T> {
     let width = side::<T>(a.n(), k);
     View::rows(&a.strips[k][(row - k * T::STRIP) * width..], width)
 }
@@ -315,7 +315,7 @@ fn small_inverse_factor(a: &[f64], s: usize, ridge: f64) -> Result<Vec<f64>, usi
 }
 
 /// In eight sums, so that it vectorises, always in the same order.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a8, a1) = a.as_chunks::<8>();
     let (b8, b1) = b.as_chunks::<8>();
     let mut sums = [0f64; 8];

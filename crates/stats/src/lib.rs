@@ -10,6 +10,7 @@
 //! `unsafe` is confined to `product`.
 
 mod cholesky;
+mod colour;
 mod head;
 mod lift;
 mod means;
