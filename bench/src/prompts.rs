@@ -4,7 +4,7 @@
 use candle_core::{D, Tensor};
 use candlewick_core::backbone::l2_normalize;
 use candlewick_core::{
-    Cue, Error, Injection, Pool, Position, Prefix, Prompt, Result, Site, Span, Tokens,
+    Cue, Error, Injection, Pool, Position, Prefix, Prompt, Result, Share, Site, Span, Tokens,
 };
 use serde::Deserialize;
 
@@ -234,6 +234,7 @@ fn prefix(keys: Tensor, values: Tensor) -> Result<Injection> {
         prefix: Some(Prefix {
             keys: keys.contiguous()?,
             values: values.contiguous()?,
+            share: Share::Softmax,
         }),
         ..Injection::default()
     })

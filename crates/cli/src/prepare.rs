@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source, demo};
@@ -389,6 +389,11 @@ impl Backbone for Blueprint {
         Err(candlewick_core::Error::State {
             problem: "a blueprint of a backbone cannot look at images".into(),
         })
+    }
+
+    fn cls_token(&self) -> candlewick_core::Result<Tensor> {
+        let shape = (1, 1, self.0.dim);
+        Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
     }
 
     fn thaw(&self) -> candlewick_core::Result<Thawed> {

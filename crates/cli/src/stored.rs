@@ -38,6 +38,10 @@ impl Backbone for Stored {
         self.backbone.forward(images, prompt, cue)
     }
 
+    fn cls_token(&self) -> Result<Tensor> {
+        self.backbone.cls_token()
+    }
+
     fn query(&self, images: &Tensor) -> Result<Tensor> {
         self.backbone.query(images)
     }

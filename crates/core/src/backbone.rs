@@ -118,6 +118,15 @@ pub trait Backbone: Send + Sync {
         self.query(&batch.images)
     }
 
+    /// The token `(1, 1, D)` that becomes CLS, without its position: where tokens of the same kind start.
+    fn cls_token(&self) -> Result<Tensor> {
+        Err(Error::State {
+            problem:
+                "this backbone does not show its CLS token; use a method that needs none of its own"
+                    .into(),
+        })
+    }
+
     /// A copy in which every weight is a variable, for methods that train the whole network.
     fn thaw(&self) -> Result<Thawed> {
         Err(Error::State {

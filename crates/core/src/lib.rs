@@ -30,7 +30,7 @@ pub use metrics::{AccuracyMatrix, Metrics};
 pub use optim::{Group, Optimizer};
 pub use params::{Init, Params};
 pub use prompt::{
-    Cue, Injection, NoPrompt, Op, Outputs, Position, Prefix, Prompt, Site, Span, Tokens,
+    Cue, Injection, NoPrompt, Op, Outputs, Position, Prefix, Prompt, Share, Site, Span, Tokens,
 };
 pub use prompted::{Pool, Prompted};
 pub use report::{Cost, Fingerprint, Prediction, Report, Summary};

@@ -61,6 +61,20 @@ pub struct Prefix {
     pub keys: Tensor,
     /// `(B, H, P, D/H)`.
     pub values: Tensor,
+    /// How much attention its values receive.
+    pub share: Share,
+}
+
+/// How much of a query's attention goes to a prefix.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Share {
+    /// What the softmax over prefix and tokens leaves it.
+    #[default]
+    Softmax,
+    /// LAE's compensation: behind the softmax over prefix and tokens the weights of the prefix are divided by
+    /// `max(ρ, 1e-12)`, where `ρ` is their sum; those of the tokens stay, so that a row sums to `2 − ρ`
+    /// (`gqk/LAE:libml/model/pet/prefix.py`).
+    Whole,
 }
 
 impl Prefix {
@@ -73,6 +87,7 @@ impl Prefix {
         Ok(Self {
             keys: split.get(0)?.contiguous()?,
             values: split.get(1)?.contiguous()?,
+            share: Share::Softmax,
         })
     }
 }

@@ -194,6 +194,16 @@ impl Head {
     /// Makes room for the classes of the next task, unless they have it: weights truncated normal with deviation 0.02,
     /// biases 0.
     pub fn grow(&mut self, classes: &Range<usize>, params: &mut Params) -> Result<()> {
+        self.grow_from(classes, Init::TruncatedNormal { std: 0.02 }, params)
+    }
+
+    /// The same with weights that start as `init`.
+    pub fn grow_from(
+        &mut self,
+        classes: &Range<usize>,
+        init: Init,
+        params: &mut Params,
+    ) -> Result<()> {
         let next = self.parts.last().map_or(0, |part| part.classes.end);
         if self.parts.iter().any(|part| part.classes == *classes) {
             return Ok(());
@@ -206,7 +216,6 @@ impl Head {
             });
         }
         let (index, n) = (self.parts.len(), classes.len());
-        let init = Init::TruncatedNormal { std: 0.02 };
         self.parts.push(Part {
             classes: classes.clone(),
             weight: params.create(&format!("head.{index}.weight"), &[n, self.dim], init)?,

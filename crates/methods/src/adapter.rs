@@ -12,9 +12,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Tensor;
-use candlewick_core::{Cue, Init, Op, Params, Prompt, Result, Session, Spec};
+use candlewick_core::{Cue, Init, Op, Params, Prompt, Result, Session, Spec, TaskInfo};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
+
+use crate::pet::affine;
 
 /// As in the source.
 const SCALE: f64 = 0.1;
@@ -42,11 +44,24 @@ impl Adapters {
         spec: &Spec,
         params: &mut Params,
     ) -> Result<Self> {
+        Self::named("adapter", bottleneck, dropout, seed, spec, params)
+    }
+
+    /// The same under `name.I.` in place of `adapter.I.`.
+    pub fn named(
+        name: &str,
+        bottleneck: usize,
+        dropout: f32,
+        seed: u64,
+        spec: &Spec,
+        params: &mut Params,
+    ) -> Result<Self> {
+        let all = name;
         let (r, dim) = (bottleneck, spec.dim);
         let high = 1.0 / (dim as f32).sqrt();
         let mut block = |i: usize| -> Result<Block> {
             let mut new = |name: &str, shape: &[usize], init| {
-                params.create(&format!("adapter.{i}.{name}"), shape, init)
+                params.create(&format!("{all}.{i}.{name}"), shape, init)
             };
             let drawn = Init::Uniform { low: -high, high };
             Ok(Block {
@@ -83,6 +98,12 @@ impl Adapters {
 }
 
 impl Prompt for Adapters {
+    /// The masks of a task are its own, whatever was trained before it.
+    fn begin_task(&mut self, task: &TaskInfo, _: &mut Params) -> Result<()> {
+        self.masks = AtomicU64::new((task.index as u64) << 32);
+        Ok(())
+    }
+
     fn session(&self) -> Result<Session> {
         let mut session = Session::new();
         session.put_count("masks", self.masks.load(Ordering::Relaxed))?;
@@ -104,20 +125,11 @@ impl Prompt for Adapters {
         };
         let block = &self.blocks[i];
         let flat = input.flatten_to(1)?;
-        let mut hidden = linear(&flat, &block.down, cue.train)?.relu()?;
+        let mut hidden = affine(&flat, &block.down, cue.train)?.relu()?;
         if cue.train && self.dropout > 0.0 {
             hidden = (&hidden * self.mask(&hidden)?)?;
         }
-        let change = linear(&hidden, &block.up, cue.train)?.reshape(input.dims())?;
+        let change = affine(&hidden, &block.up, cue.train)?.reshape(input.dims())?;
         Ok((output + (change * SCALE)?)?)
     }
-}
-
-/// `x Wᵀ + b`. Nothing is differentiated at test, and a graph would keep every activation alive.
-fn linear(x: &Tensor, [weight, bias]: &[Tensor; 2], train: bool) -> Result<Tensor> {
-    let (weight, bias) = match train {
-        true => (weight.clone(), bias.clone()),
-        false => (weight.detach(), bias.detach()),
-    };
-    Ok(x.matmul(&weight.t()?)?.broadcast_add(&bias)?)
 }

@@ -6,6 +6,7 @@
 
 pub mod adapter;
 pub mod aper;
+pub mod attention_adapter;
 pub mod choice;
 pub mod classifier;
 pub mod coda;
@@ -13,15 +14,21 @@ pub mod conformance;
 pub mod dap;
 pub mod draw;
 pub mod dualprompt;
+pub mod ease;
+pub mod esn;
 pub mod fecam;
 pub mod herding;
 pub mod joint_linear;
 pub mod joint_ridge;
 pub mod knn;
 pub mod l2p;
+pub mod lae;
 pub mod linear;
+pub mod lora;
 mod memory;
 pub mod nearest_mean;
+pub mod pet;
+pub mod prefix;
 pub mod random_prompt;
 pub mod ranpac;
 pub mod simplecil;
@@ -42,14 +49,18 @@ pub use coda::Coda;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
+pub use ease::Ease;
+pub use esn::Esn;
 pub use fecam::FeCam;
 pub use joint_linear::JointLinear;
 pub use joint_ridge::JointRidge;
 pub use knn::Knn;
 pub use l2p::L2p;
+pub use lae::Lae;
 pub use linear::Linear;
 pub use memory::Extent;
 pub use nearest_mean::NearestMean;
+pub use pet::Pet;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
@@ -95,6 +106,12 @@ pub enum MethodConfig {
     JointLinear(JointLinear),
     /// See [`aper`].
     Aper(Aper),
+    /// See [`lae`].
+    Lae(Lae),
+    /// See [`ease`].
+    Ease(Ease),
+    /// See [`esn`].
+    Esn(Esn),
 }
 
 impl MethodConfig {
@@ -119,6 +136,9 @@ impl MethodConfig {
             "joint-ridge" => Self::JointRidge(JointRidge::deserialize(settings)?),
             "joint-linear" => Self::JointLinear(JointLinear::deserialize(settings)?),
             "aper" => Self::Aper(Aper::deserialize(settings)?),
+            "lae" => Self::Lae(Lae::deserialize(settings)?),
+            "ease" => Self::Ease(Ease::deserialize(settings)?),
+            "esn" => Self::Esn(Esn::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -151,6 +171,13 @@ impl MethodConfig {
             (Self::JointLinear(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
+            (Self::Lae(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Ease(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::Esn(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
             (Self::RanPac(config), train) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
@@ -175,6 +202,9 @@ impl MethodConfig {
             Self::DualPrompt(config) => config.check()?,
             Self::Coda(config) => config.check()?,
             Self::Aper(config) => config.check()?,
+            Self::Lae(config) => config.check()?,
+            Self::Ease(config) => config.check()?,
+            Self::Esn(config) => config.check()?,
             Self::NearestMean(config) => config.check()?,
             Self::RanPac(config) => config.check()?,
             Self::FeCam(config) => config.check()?,
@@ -221,7 +251,10 @@ impl MethodConfig {
             | Self::Dap(_)
             | Self::RandomPrompt(_)
             | Self::DualPrompt(_)
-            | Self::Coda(_) => false,
+            | Self::Coda(_)
+            | Self::Lae(_)
+            | Self::Ease(_)
+            | Self::Esn(_) => false,
             Self::Linear(_)
             | Self::SimpleCil(_)
             | Self::NearestMean(_)
@@ -269,23 +302,28 @@ impl MethodConfig {
 
     /// Its entry in [`METHODS`].
     pub fn about(&self) -> About {
-        METHODS[match self {
-            Self::Aper(_) => 0,
-            Self::Coda(_) => 1,
-            Self::Dap(_) => 2,
-            Self::DualPrompt(_) => 3,
-            Self::FeCam(_) => 4,
-            Self::JointLinear(_) => 5,
-            Self::JointRidge(_) => 6,
-            Self::Knn(_) => 7,
-            Self::L2p(_) => 8,
-            Self::Linear(_) => 9,
-            Self::NearestMean(_) => 10,
-            Self::RandomPrompt(_) => 11,
-            Self::RanPac(_) => 12,
-            Self::SimpleCil(_) => 13,
-            Self::Vpt(_) => 14,
-        }]
+        let name = match self {
+            Self::Aper(_) => "aper",
+            Self::Coda(_) => "coda",
+            Self::Dap(_) => "dap",
+            Self::DualPrompt(_) => "dualprompt",
+            Self::Ease(_) => "ease",
+            Self::Esn(_) => "esn",
+            Self::FeCam(_) => "fecam",
+            Self::JointLinear(_) => "joint-linear",
+            Self::JointRidge(_) => "joint-ridge",
+            Self::Knn(_) => "knn",
+            Self::L2p(_) => "l2p",
+            Self::Lae(_) => "lae",
+            Self::Linear(_) => "linear",
+            Self::NearestMean(_) => "nearest-mean",
+            Self::RandomPrompt(_) => "random-prompt",
+            Self::RanPac(_) => "ranpac",
+            Self::SimpleCil(_) => "simplecil",
+            Self::Vpt(_) => "vpt",
+        };
+        let place = METHODS.iter().position(|about| about.name == name);
+        METHODS[place.unwrap_or_default()]
     }
 
     /// Named departures from the default rules, for the fingerprint.
@@ -296,12 +334,15 @@ impl MethodConfig {
             Self::Dap(config) => config.compat(),
             Self::DualPrompt(config) => config.compat(),
             Self::Aper(config) => config.compat(),
+            Self::Lae(config) => config.compat(),
+            Self::Esn(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
             Self::Linear(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)
+            | Self::Ease(_)
             | Self::NearestMean(_)
             | Self::Knn(_)
             | Self::JointRidge(_)

@@ -26,7 +26,7 @@ impl About {
 }
 
 /// All methods, in the order of their names.
-pub const METHODS: [About; 15] = [
+pub const METHODS: [About; 18] = [
     About {
         name: "aper",
         what: "the backbone tuned on the first task, then class means of frozen and tuned features",
@@ -49,6 +49,18 @@ pub const METHODS: [About; 15] = [
         name: "dualprompt",
         what: "prefixes shared by all tasks, and prefixes of each task, chosen per image by learned keys",
         paper: "Wang et al. 2022, DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning",
+        trains: true,
+    },
+    About {
+        name: "ease",
+        what: "an adapter for each task, class means in the features of each",
+        paper: "Zhou et al. 2024, Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning",
+        trains: true,
+    },
+    About {
+        name: "esn",
+        what: "class attention for each task by itself, energies brought to one level, a vote",
+        paper: "Wang et al. 2023, Isolation and Impartial Aggregation: A Paradigm of Incremental Learning without Interference",
         trains: true,
     },
     About {
@@ -79,6 +91,12 @@ pub const METHODS: [About; 15] = [
         name: "l2p",
         what: "a pool of prompt tokens, chosen per image by learned keys",
         paper: "Wang et al. 2022, Learning to Prompt for Continual Learning",
+        trains: true,
+    },
+    About {
+        name: "lae",
+        what: "a module that learns and a slow copy that accumulates; both predict",
+        paper: "Gao et al. 2023, A Unified Continual Learning Framework with General Parameter-Efficient Tuning",
         trains: true,
     },
     About {
@@ -181,6 +199,18 @@ pub const COMPAT: &[Compat] = &[
         source: "JH-LEE-KR/dualprompt-pytorch:prompt.py, LAMDA-CL/LAMDA-PILOT:backbone/prompt.py",
     },
     Compat {
+        method: "esn",
+        switch: "energy=soft-minimum",
+        what: "the anchor pulls at the smallest logits, the vote goes by the largest",
+        source: "iamwangyabin/ESN:networks.py",
+    },
+    Compat {
+        method: "esn",
+        switch: "prompts_train=every-session",
+        what: "prompts go on training, which moves what earlier sessions read",
+        source: "iamwangyabin/ESN:trainer.py",
+    },
+    Compat {
         method: "fecam",
         switch: "compat=pilot",
         what: "correlates the rows of a covariance plus 100 I, which leaves it near I: all but nearest mean",
@@ -203,6 +233,24 @@ pub const COMPAT: &[Compat] = &[
         switch: "batch_vote=train",
         what: "a batch chooses its prompts together, in training alone",
         source: "google-research/l2p:models/prompt.py",
+    },
+    Compat {
+        method: "lae",
+        switch: "freeze_in=every-task",
+        what: "the module stands still at first in the first task too",
+        source: "LAMDA-CL/LAMDA-PILOT:models/lae.py",
+    },
+    Compat {
+        method: "lae",
+        switch: "module.init=zeros",
+        what: "prompts start at 0: all tokens of a block stay alike for ever",
+        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "lae",
+        switch: "offline_from=start",
+        what: "the slow copy starts as drawn, before the first task, and stays near that",
+        source: "LAMDA-CL/LAMDA-PILOT:models/lae.py",
     },
     Compat {
         method: "ranpac",

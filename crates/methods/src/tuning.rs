@@ -18,9 +18,9 @@ use candlewick_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Adapters;
-use crate::ssf::Ssf;
-use crate::vpt::{Depth, FreeTokens, Start, Vpt};
+use crate::lora::Target;
+use crate::pet::{Pet, dropout, yes};
+use crate::vpt::Start;
 
 /// What is tuned: the `[method.tuning]` table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,83 +54,87 @@ pub enum Tuning {
         #[serde(default = "dropout")]
         dropout: f32,
     },
+    /// An adapter beside attention, see [`attention_adapter`](crate::attention_adapter).
+    AttentionAdapter {
+        /// Blocks with an adapter, counted from 0.
+        blocks: Vec<usize>,
+        /// Its inner width.
+        bottleneck: usize,
+    },
+    /// Low-rank changes of weights, see [`lora`](crate::lora).
+    Lora {
+        /// Blocks with changes.
+        blocks: Vec<usize>,
+        /// Their rank.
+        rank: usize,
+        /// The weights that are changed; keys and values where left out.
+        #[serde(default = "Target::keys_and_values")]
+        on: Vec<Target>,
+    },
+    /// Keys and values before those of the tokens, see [`prefix`](crate::prefix).
+    Prefix {
+        /// Blocks with a prefix.
+        blocks: Vec<usize>,
+        /// Its keys, and its values.
+        length: usize,
+        /// Whether its weights are divided by their sum; they are where left out.
+        #[serde(default = "yes")]
+        compensate: bool,
+    },
 }
 
-fn dropout() -> f32 {
-    0.1
-}
+const TABLE: &str = "method.tuning";
 
 impl Tuning {
     /// Checks ranges by key.
     pub fn check(&self) -> Result<()> {
-        let positive = |key: &str, value: usize| match value {
-            0 => Err(Error::setting(
-                format!("method.tuning.{key}"),
-                "must be greater than 0, found 0",
-            )),
-            _ => Ok(()),
-        };
-        match self {
-            Self::Finetune {} | Self::Ssf {} => Ok(()),
-            Self::VptShallow { length, .. } | Self::VptDeep { length, .. } => {
-                positive("length", *length)
-            }
-            Self::Adapter {
-                bottleneck,
-                dropout,
-            } => {
-                positive("bottleneck", *bottleneck)?;
-                match (0.0..1.0).contains(dropout) {
-                    true => Ok(()),
-                    false => Err(Error::setting(
-                        "method.tuning.dropout",
-                        format!("must be at least 0 and below 1, found {dropout}"),
-                    )),
-                }
-            }
-        }
+        self.pet().map_or(Ok(()), |pet| pet.check(TABLE))
     }
 
     /// Names the departures of `method` from the default rule, for the record.
     pub fn compat(&self, method: &str) -> Vec<String> {
-        match self {
-            Self::VptShallow { init, .. } | Self::VptDeep { init, .. } => {
-                init.compat(&format!("{method}.tuning"))
-            }
-            _ => vec![],
-        }
+        let pet = self.pet();
+        pet.map_or(vec![], |pet| pet.compat(&format!("{method}.tuning")))
     }
 
-    fn module(&self, backbone: &dyn Backbone, seed: u64, params: &mut Params) -> Result<Module> {
-        let spec = backbone.spec();
-        let vpt = |depth, length: usize, init, params: &mut Params| -> Result<Module> {
-            let config = Vpt {
-                depth,
-                length,
-                init,
-            };
-            let tokens = FreeTokens::new(&config, spec, params)?;
-            Ok(Module::Prompt(Box::new(tokens)))
-        };
-        match *self {
-            Self::Finetune {} => {
-                let thawed = backbone.thaw()?;
-                for (name, var) in thawed.weights {
-                    params.adopt(&format!("{BACKBONE}{name}"), var)?;
-                }
-                Ok(Module::Whole(thawed.backbone))
-            }
-            Self::VptShallow { length, init } => vpt(Depth::Shallow, length, init, params),
-            Self::VptDeep { length, init } => vpt(Depth::Deep, length, init, params),
-            Self::Ssf {} => Ok(Module::Prompt(Box::new(Ssf::new(spec, params)?))),
+    /// As a module in the frozen backbone; `None` where all of it is tuned.
+    fn pet(&self) -> Option<Pet> {
+        Some(match self.clone() {
+            Self::Finetune {} => return None,
+            Self::VptShallow { length, init } => Pet::VptShallow { length, init },
+            Self::VptDeep { length, init } => Pet::VptDeep { length, init },
+            Self::Ssf {} => Pet::Ssf {},
             Self::Adapter {
                 bottleneck,
                 dropout,
-            } => {
-                let adapters = Adapters::new(bottleneck, dropout, seed, spec, params)?;
-                Ok(Module::Prompt(Box::new(adapters)))
-            }
+            } => Pet::Adaptformer {
+                bottleneck,
+                dropout,
+            },
+            Self::AttentionAdapter { blocks, bottleneck } => Pet::Adapter { blocks, bottleneck },
+            Self::Lora { blocks, rank, on } => Pet::Lora { blocks, rank, on },
+            Self::Prefix {
+                blocks,
+                length,
+                compensate,
+            } => Pet::Prefix {
+                blocks,
+                length,
+                compensate,
+            },
+        })
+    }
+
+    fn module(&self, backbone: &dyn Backbone, seed: u64, params: &mut Params) -> Result<Module> {
+        if let Some(pet) = self.pet() {
+            let prompt = pet.build(TABLE, backbone.spec(), seed, params)?;
+            return Ok(Module::Prompt(prompt));
         }
+        let thawed = backbone.thaw()?;
+        for (name, var) in thawed.weights {
+            params.adopt(&format!("{BACKBONE}{name}"), var)?;
+        }
+        Ok(Module::Whole(thawed.backbone))
     }
 }
 

@@ -13,6 +13,10 @@ mod coda;
 mod dap;
 #[path = "methods/dualprompt.rs"]
 mod dualprompt;
+#[path = "methods/ease.rs"]
+mod ease;
+#[path = "methods/esn.rs"]
+mod esn;
 #[path = "methods/fecam.rs"]
 mod fecam;
 #[path = "methods/given.rs"]
@@ -21,8 +25,12 @@ mod given;
 mod l2p;
 #[path = "methods/lab.rs"]
 mod lab;
+#[path = "methods/lae.rs"]
+mod lae;
 #[path = "../../vit/tests/vit/near.rs"]
 mod near;
+#[path = "methods/pet.rs"]
+mod pet;
 #[path = "methods/plain.rs"]
 mod plain;
 #[path = "methods/ranpac.rs"]

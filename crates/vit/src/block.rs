@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Result as TensorResult, Tensor};
-use candlewick_core::{Cue, Op, Prefix, Prompt, Result};
+use candlewick_core::{Cue, Op, Prefix, Prompt, Result, Share};
 use candlewick_kernels::Precision;
 
 use crate::frozen::{self, FrozenBlock, Parts};
@@ -69,7 +69,8 @@ impl Block {
         let tuned = Op::in_block(self.index)
             .into_iter()
             .any(|op| prompt.tunes(op));
-        if !tuned && self.whole.runs(x) {
+        let whole_share = prefix.is_some_and(|p| p.share == Share::Whole);
+        if !tuned && !whole_share && self.whole.runs(x) {
             return Ok(frozen::block(&self.whole, x, prefix, read)?);
         }
         self.forward_by_operation(x, prefix, prompt, cue)
@@ -106,9 +107,11 @@ impl Block {
 }
 
 /// Multi-head attention of fused `(B, N, 3D)` queries, keys and values:
-/// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` per head, heads owning contiguous slices of `D`.
+/// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` per head, heads owning contiguous slices of `D`. With [`Share::Whole`] the weights of
+/// `Pv` are divided by their sum behind the softmax.
 fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<Tensor> {
-    if ops::supported(qkv) {
+    let whole = prefix.filter(|p| p.share == Share::Whole && p.keys.elem_count() > 0);
+    if whole.is_none() && ops::supported(qkv) {
         return frozen::attention(qkv, heads, prefix);
     }
     let (b, n, width) = qkv.dims3()?;
@@ -125,7 +128,19 @@ fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<T
         v = Tensor::cat(&[&prefix.values, &v], 2)?.contiguous()?;
     }
     let weights = softmax(&q.matmul(&k.t()?)?)?;
-    let mixed = weights.matmul(&v)?; // (B, H, N, d)
+    let mixed = match whole {
+        None => weights.matmul(&v)?, // (B, H, N, d)
+        Some(prefix) => {
+            let length = prefix.keys.dim(2)?;
+            let own = weights.narrow(3, 0, length)?;
+            let sum = own.sum_keepdim(3)?.maximum(1e-12)?;
+            let own = own
+                .broadcast_div(&sum)?
+                .matmul(&prefix.values.contiguous()?)?;
+            let (weights, v) = (weights.narrow(3, length, n)?, v.narrow(2, length, n)?);
+            (own + weights.contiguous()?.matmul(&v.contiguous()?)?)?
+        }
+    };
     mixed.transpose(1, 2)?.contiguous()?.reshape((b, n, dim))
 }
 

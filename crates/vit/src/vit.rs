@@ -301,6 +301,10 @@ impl Backbone for Vit {
         })
     }
 
+    fn cls_token(&self) -> CoreResult<Tensor> {
+        Ok(self.cls.clone())
+    }
+
     fn thaw(&self) -> CoreResult<Thawed> {
         self.thawed().map_err(into_core)
     }

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor, Var};
 use candlewick_core::{
-    Backbone, Cue, Injection, NoPrompt, Outputs, Params, Position, Prefix, Prompt, Result, Site,
-    Span, Tokens,
+    Backbone, Cue, Injection, NoPrompt, Outputs, Params, Position, Prefix, Prompt, Result, Share,
+    Site, Span, Tokens,
 };
 
 use super::broken;
@@ -144,6 +144,7 @@ impl Prompt for Empty {
                 Some(Prefix {
                     keys: none(&shape)?,
                     values: none(&shape)?,
+                    share: Share::Softmax,
                 })
             }
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candlewick_core::{Backbone, Cue, Error, Features, Method, Prompt, Result, Spec};
 use candlewick_methods::MethodConfig;
 
@@ -19,6 +19,11 @@ impl Backbone for Base {
         &Device::Cpu
     }
 
+    fn cls_token(&self) -> Result<Tensor> {
+        let shape = (1, 1, self.0.dim);
+        Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
+    }
+
     fn forward(&self, _: &Tensor, _: &dyn Prompt, _: &Cue) -> Result<Features> {
         Err(Error::State {
             problem: "there are no weights here".into(),
@@ -26,9 +31,9 @@ impl Backbone for Base {
     }
 }
 
-/// The method on a base model, before any task.
-pub fn on_base(config: &MethodConfig) -> Box<dyn Method> {
-    let spec = Spec {
+/// The sizes of ViT-B/16.
+pub fn spec() -> Spec {
+    Spec {
         image_size: 224,
         patch_size: 16,
         dim: 768,
@@ -37,9 +42,13 @@ pub fn on_base(config: &MethodConfig) -> Box<dyn Method> {
         mlp_dim: 3072,
         registers: 0,
         parameters: 0,
-    };
+    }
+}
+
+/// The method on a base model, before any task.
+pub fn on_base(config: &MethodConfig) -> Box<dyn Method> {
     config
-        .build(Arc::new(Base(spec)), Some(&quick()), 16, 0)
+        .build(Arc::new(Base(spec())), Some(&quick()), 16, 0)
         .unwrap()
 }
 

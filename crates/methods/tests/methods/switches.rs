@@ -16,6 +16,9 @@ fn plain(method: &str) -> Table {
         "l2p" => {
             "prompts = 4\nlength = 2\ntop_k = 2\npull = 0.1\nprompt_init = \"jax\"\nkey_init = \"jax\""
         }
+        "ease" => "bottleneck = 2",
+        "esn" => "prompts = 2",
+        "lae" => "freeze_epochs = 1\nmodule = { kind = \"vpt-deep\", length = 2 }",
         "random-prompt" => "length = 2",
         "linear" | "simplecil" | "joint-linear" | "joint-ridge" => "",
         "aper" => "tuning = { kind = \"vpt-deep\", length = 2 }",

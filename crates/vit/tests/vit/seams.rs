@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor, Var};
 use candlewick_core::{
-    Backbone, Cue, Injection, Op, Position, Prefix, Prompt, Result, Site, Span, Tokens,
+    Backbone, Cue, Injection, Op, Position, Prefix, Prompt, Result, Share, Site, Span, Tokens,
 };
 use candlewick_vit::Vit;
 
@@ -15,7 +15,7 @@ struct Inject {
     span: Span,
     position: Position,
     tokens: Option<Tensor>,
-    prefix: Option<(Tensor, Tensor)>,
+    prefix: Option<(Tensor, Tensor, Share)>,
 }
 
 impl Prompt for Inject {
@@ -31,9 +31,10 @@ impl Prompt for Inject {
         };
         let prompts = self.tokens.as_ref().map(batch).transpose()?;
         let prefix = match &self.prefix {
-            Some((k, v)) => Some(Prefix {
+            Some((k, v, share)) => Some(Prefix {
                 keys: batch(k)?,
                 values: batch(v)?,
+                share: *share,
             }),
             None => None,
         };
@@ -191,18 +192,19 @@ fn prefixes_in_every_block_have_a_true_gradient() {
     let backbones = Backbones::new();
     let trained = variable(&[1, 4, 3, 12]);
     let fixed = Tensor::from_vec(values(144), (1, 4, 3, 12), &Device::Cpu).unwrap();
-    for block in 0..4 {
+    for (block, share) in (0..4).flat_map(|i| [(i, Share::Softmax), (i, Share::Whole)]) {
         let prefix = |k: &Tensor, v: &Tensor| Inject {
             site: Site::Block(block),
             span: Span::ThisBlock,
             position: Position::None,
             tokens: None,
-            prefix: Some((k.clone(), v.clone())),
+            prefix: Some((k.clone(), v.clone(), share)),
         };
+        let what = |of: &str| format!("{of} of block {block}, {share:?}");
         let keys = prefix(trained.as_tensor(), &fixed);
-        backbones.check(&format!("keys of block {block}"), &trained, &keys);
+        backbones.check(&what("keys"), &trained, &keys);
         let values = prefix(&fixed, trained.as_tensor());
-        backbones.check(&format!("values of block {block}"), &trained, &values);
+        backbones.check(&what("values"), &trained, &values);
     }
 }
 
