@@ -26,21 +26,15 @@ pub trait Lift: Send + Sync {
 
 /// Some of what is made of features, `(rows, columns.len())`, on all threads.
 pub fn lifted(lift: &dyn Lift, rows: &[f32], columns: Range<usize>) -> Vec<f32> {
-    let mut out = Vec::new();
-    lifted_to(lift, rows, columns, &mut out);
-    out
-}
-
-/// The same to memory that is used again.
-fn lifted_to(lift: &dyn Lift, rows: &[f32], columns: Range<usize>, out: &mut Vec<f32>) {
     let (d, n) = (lift.dim().max(1), columns.len());
-    out.resize(rows.len() / d * n, 0.0);
+    let mut out = vec![0f32; rows.len() / d * n];
     if n > 0 {
         let group = share(rows.len() / d);
         let parts = out.par_chunks_mut(group * n);
         let parts = parts.zip(rows.par_chunks(group * d)).with_max_len(1);
         parts.for_each(|(out, rows)| lift.lift(rows, columns.clone(), out));
     }
+    out
 }
 
 /// All of what is made of features the other way round, `(m, rows)`, on all threads, to memory that is used again.
@@ -155,30 +149,45 @@ pub(crate) fn blocks(width: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// In f64.
 pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
-    let mut out = Vec::new();
-    widen(values, &mut out);
-    out
+    values.iter().map(|v| f64::from(*v)).collect()
 }
 
-/// In f64, to memory that is used again.
-fn widen(values: &[f32], out: &mut Vec<f64>) {
-    out.resize(values.len(), 0.0);
-    let parts = out.par_chunks_mut(1 << 14).zip(values.par_chunks(1 << 14));
-    parts.for_each(|(out, values)| {
-        out.iter_mut()
-            .zip(values)
-            .for_each(|(o, v)| *o = f64::from(*v));
-    });
-}
-
-/// `f(columns, H)` for groups of columns of lifted rows, `H (rows, columns.len())` in f64.
-pub(crate) fn by_columns(lift: &dyn Lift, rows: &[f32], mut f: impl FnMut(Range<usize>, &[f64])) {
-    let (mut lifted, mut exact) = (Vec::new(), Vec::new());
-    for columns in blocks(lift.width()) {
-        lifted_to(lift, rows, columns.clone(), &mut lifted);
-        widen(&lifted, &mut exact);
-        f(columns, &exact);
+/// `f(columns, H)` for groups of columns of lifted rows, `H (rows, columns.len())` in f64. The next group is lifted at the same time.
+pub(crate) fn by_columns(
+    lift: &dyn Lift,
+    rows: &[f32],
+    mut f: impl FnMut(Range<usize>, &[f64]) + Send,
+) {
+    let mut groups = blocks(lift.width());
+    let (mut now, mut next) = (Vec::new(), Vec::new());
+    let Some(mut columns) = groups.next() else {
+        return;
+    };
+    lifted_wide(lift, rows, columns.clone(), &mut now);
+    for following in groups {
+        rayon::join(
+            || f(columns, &now),
+            || lifted_wide(lift, rows, following.clone(), &mut next),
+        );
+        columns = following;
+        std::mem::swap(&mut now, &mut next);
     }
+    f(columns, &now);
+}
+
+/// Some of what is made of features in f64, to memory that is used again.
+fn lifted_wide(lift: &dyn Lift, rows: &[f32], columns: Range<usize>, out: &mut Vec<f64>) {
+    let (d, n) = (lift.dim().max(1), columns.len());
+    out.resize(rows.len() / d * n, 0.0);
+    let group = share(rows.len() / d);
+    let parts = out.par_chunks_mut((group * n).max(1));
+    let parts = parts.zip(rows.par_chunks(group * d));
+    parts.for_each_init(Vec::new, |lifted, (out, rows)| {
+        lifted.resize(out.len(), 0.0);
+        lift.lift(rows, columns.clone(), lifted);
+        let pairs = out.iter_mut().zip(&*lifted);
+        pairs.for_each(|(to, v)| *to = f64::from(*v));
+    });
 }
 
 /// `C += A B` by groups of rows of `C`, on all threads.

@@ -76,7 +76,7 @@ impl Ridge {
         if images <= width / 2 {
             // Features three times while they are put together; K, its factor, and the dual; a group of lifted columns.
             let square = 8 * (images * images + images * (images + f64::STRIP) / 2);
-            return 12 * images * dim + square + 8 * images * classes + 12 * images * 1024 + 12 * x;
+            return 12 * images * dim + square + 8 * images * classes + 24 * images * 1024 + 12 * x;
         }
         // G and its factor in f64, if it comes to that; Q in f32 and f64; lifted images.
         12 * triangle + 16 * x + 4 * width * DEPTH

@@ -28,7 +28,7 @@ pub fn search_memory(images: usize, width: usize, classes: usize, threads: usize
     };
     let square = 4 * n * (n + f64::STRIP);
     let made = match fit <= width {
-        true => 4 * images * images + 12 * images * 1024,
+        true => 4 * images * images + 24 * images * 1024,
         false => (12 * DEPTH + 8 * held) * width,
     };
     made + 8 * held * n + (1 + at_once) * (square + 8 * n * classes + 8 * held * classes)

@@ -144,7 +144,7 @@ fn variants_of_a_method_have_rows_of_their_own() {
 fn memory_holds_cells_back_and_changes_nothing() {
     let lab = lab();
     let ranpac = "[[method]]\nname = \"ranpac\"\nprojection = 600\n";
-    lab.write("s.toml", &format!("{SWEEP}{ranpac}"));
+    lab.write("s.toml", format!("{SWEEP}{ranpac}"));
     let free = sweep(&lab, "--out free --threads 2");
     assert!(!free.err.contains("at once"), "{}", free.err);
     let held = sweep(&lab, "--out held --threads 2 --memory 1");
