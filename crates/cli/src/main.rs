@@ -1,5 +1,6 @@
 //! The `candlewick` command.
 
+mod checkpoint;
 mod demo;
 mod features;
 mod machine;

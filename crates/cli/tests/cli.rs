@@ -19,6 +19,8 @@ mod lab;
 mod look;
 #[path = "cli/record.rs"]
 mod record;
+#[path = "cli/resume.rs"]
+mod resume;
 #[path = "cli/same.rs"]
 mod same;
 #[path = "cli/scenario.rs"]

@@ -27,6 +27,8 @@ mod near;
 mod plain;
 #[path = "methods/ranpac.rs"]
 mod ranpac;
+#[path = "methods/resume.rs"]
+mod resume;
 #[path = "methods/seam.rs"]
 mod seam;
 #[path = "methods/statistics.rs"]
