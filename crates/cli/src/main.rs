@@ -1,5 +1,6 @@
 //! The `candlewick` command.
 
+mod checkpoint;
 mod data;
 mod demo;
 mod features;

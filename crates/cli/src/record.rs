@@ -11,7 +11,9 @@ use candlewick_core::report::SCHEMA;
 use candlewick_core::{Outcome, Report, State, Stream, Summary};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
+use crate::checkpoint::CHECKPOINT;
 use crate::plot;
 use crate::watch::TaskTime;
 
@@ -20,6 +22,9 @@ pub const REPORT: &str = "report.json";
 const SUMMARY: &str = "summary.json";
 /// What the method has learned.
 pub const PARAMS: &str = "params.safetensors";
+
+/// Before the names of files that are being written.
+const UNFINISHED: &str = ".candlewick-";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
 const FILES: [&str; 9] = [
@@ -69,6 +74,14 @@ impl RunDir {
         let hint = || format!("{}: cannot be written; give another --out", path.display());
         fs::create_dir_all(path).with_context(hint)?;
         tempfile::tempfile_in(path).with_context(hint)?;
+        let kept = path.join(CHECKPOINT);
+        if kept.exists() && !overwrite {
+            bail!(
+                "{}: holds the checkpoint of a run that did not end; go on with --resume, or start anew with --overwrite",
+                path.display()
+            );
+        }
+        remove(&kept)?;
         for name in FILES {
             remove(&path.join(name))?;
         }
@@ -77,16 +90,43 @@ impl RunDir {
         })
     }
 
+    /// The directory as a run has left it, or a new one.
+    pub fn resume(path: &Path) -> Result<Self> {
+        if !path.join(REPORT).exists() && !path.join(CHECKPOINT).exists() {
+            return Self::create(path, false);
+        }
+        // What a process that was killed was writing.
+        for entry in fs::read_dir(path).with_context(|| path.display().to_string())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// The report, if the run has ended.
+    pub fn finished(&self) -> Result<Option<Report>> {
+        match self.path.join(REPORT).exists() {
+            true => read_report(&self.path).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// The first of `base`, `base-2`, `base-3` … that holds no finished run.
     pub fn vacant(base: &Path) -> PathBuf {
-        let mut path = base.to_owned();
-        let mut n = 2;
-        while path.join(REPORT).exists() || path.join(SUMMARY).exists() {
-            let name = base.file_name().unwrap_or_default().to_string_lossy();
-            path = base.with_file_name(format!("{name}-{n}"));
-            n += 1;
-        }
-        path
+        let ended = |path: &PathBuf| path.join(REPORT).exists() || path.join(SUMMARY).exists();
+        let mut places = (1..).map(|n| numbered(base, n));
+        places.find(|path| !ended(path)).unwrap_or_default()
+    }
+
+    /// The last of them that is there, else the first.
+    pub fn latest(base: &Path) -> PathBuf {
+        let places = (1..).map(|n| numbered(base, n));
+        let there = places.take_while(|path| path.exists()).last();
+        there.unwrap_or_else(|| base.to_owned())
     }
 
     pub fn path(&self) -> &Path {
@@ -118,7 +158,17 @@ impl RunDir {
         }
         self.write(PARAMS, &safetensors(state, None)?)?;
         self.write("timing.json", &json(timing)?)?;
-        self.write(REPORT, &json(report)?)
+        self.write(REPORT, &json(report)?)?;
+        remove(&self.path.join(CHECKPOINT))
+    }
+}
+
+/// `base`, `base-2`, `base-3` …
+fn numbered(base: &Path, n: usize) -> PathBuf {
+    let name = base.file_name().unwrap_or_default().to_string_lossy();
+    match n {
+        0 | 1 => base.to_owned(),
+        _ => base.with_file_name(format!("{name}-{n}")),
     }
 }
 
@@ -191,14 +241,19 @@ pub fn read_report(path: &Path) -> Result<Report> {
     })
 }
 
-/// Written under another name, synced and renamed.
-pub fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// A file under another name, to be renamed.
+pub fn unfinished(dir: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".candlewick-");
+    builder.prefix(UNFINISHED);
     // Readable by whoever the user's umask allows, like any file; temporary ones are private otherwise.
     #[cfg(unix)]
     let builder = builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(dir)?;
+    builder.tempfile_in(dir)
+}
+
+/// Written under another name, synced and renamed.
+pub fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = unfinished(dir)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;

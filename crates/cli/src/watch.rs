@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candlewick_core::run::evaluated;
-use candlewick_core::{Error, Event, Observer, Scenario, Stream};
+use candlewick_core::{Error, Event, Method, Observer, Phase, Scenario, Standing, Stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Keeper, Resumed};
 
 /// Set by the first Ctrl-C; a run stops at its next batch. The second ends the program at once.
 pub fn interrupted() -> Result<Arc<AtomicBool>> {
@@ -26,7 +28,7 @@ pub fn interrupted() -> Result<Arc<AtomicBool>> {
 }
 
 /// Seconds and images of one task.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct TaskTime {
     pub train_seconds: f64,
     pub train_images: usize,
@@ -45,12 +47,16 @@ pub struct Watch<'a> {
     stored: bool,
     started: Instant,
     epoch: usize,
+    /// Seconds of the task's training in the processes before this one.
+    trained: f64,
     /// Tasks that are learned and evaluated.
     pub done: usize,
     /// Time per task, for `timing.json`.
     pub times: Vec<TaskTime>,
     /// What was said, for `log.txt`.
     pub log: String,
+    /// Where checkpoints are written, if they are.
+    pub keeper: Option<Keeper>,
 }
 
 impl<'a> Watch<'a> {
@@ -70,9 +76,22 @@ impl<'a> Watch<'a> {
             stored,
             started: Instant::now(),
             epoch: 0,
+            trained: 0.0,
             done: 0,
             times: Vec::new(),
             log: String::new(),
+            keeper: None,
+        }
+    }
+
+    /// Takes up the log and the times of a run that goes on.
+    pub fn resume(&mut self, resumed: &Resumed) {
+        self.done = resumed.standing.task();
+        self.log = resumed.log.clone();
+        self.times = resumed.times.clone();
+        // Of an evaluation that was cut short, or is repeated.
+        for time in self.times.iter_mut().skip(self.done) {
+            (time.eval_seconds, time.eval_images) = (0.0, 0);
         }
     }
 
@@ -145,14 +164,20 @@ impl<'a> Watch<'a> {
 
 impl Observer for Watch<'_> {
     fn on(&mut self, event: Event<'_>) -> candlewick_core::Result<()> {
-        if self.stop.load(Ordering::SeqCst) {
+        // Behind a step the run is first written down.
+        let kept = self.keeper.is_some() && matches!(event, Event::Step { .. });
+        if self.stop.load(Ordering::SeqCst) && !kept {
             self.bar.finish_and_clear();
             return Err(Error::Interrupted);
         }
         let of = self.stream.tasks.len();
         match event {
             Event::TaskBegin(task) => {
-                self.times.push(TaskTime::default());
+                // There already where the run goes on inside the task.
+                if self.times.len() == task.index {
+                    self.times.push(TaskTime::default());
+                }
+                self.trained = self.time().train_seconds;
                 self.epoch = usize::MAX;
                 let what = format!("task {}/{of} looking", task.index + 1);
                 self.begin(&what, task.train_len);
@@ -182,7 +207,7 @@ impl Observer for Watch<'_> {
                 self.time().train_images += images;
             }
             Event::Learned(task) => {
-                self.time().train_seconds = self.started.elapsed().as_secs_f64();
+                self.time().train_seconds = self.trained + self.started.elapsed().as_secs_f64();
                 let tested = evaluated(self.stream, task.index);
                 let images = tested.iter().map(|t| t.info.test_len).sum();
                 self.bar.set_prefix("");
@@ -205,6 +230,28 @@ impl Observer for Watch<'_> {
             }
         }
         Ok(())
+    }
+
+    fn keep(&mut self, at: &Standing, method: &dyn Method) -> candlewick_core::Result<()> {
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
+        let stop = self.stop.load(Ordering::SeqCst);
+        if keeper.due(at) || stop {
+            let mut times = self.times.clone();
+            if let (Phase::Training { .. }, Some(time)) = (at.phase, times.last_mut()) {
+                time.train_seconds = self.trained + self.started.elapsed().as_secs_f64();
+            }
+            let written = keeper.write(at, method, &self.log, &times);
+            written.map_err(|e| Error::data(std::io::Error::other(format!("{e:#}"))))?;
+        }
+        match stop {
+            true => {
+                self.bar.finish_and_clear();
+                Err(Error::Interrupted)
+            }
+            false => Ok(()),
+        }
     }
 }
 

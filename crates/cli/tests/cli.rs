@@ -23,6 +23,8 @@ mod look;
 mod merge;
 #[path = "cli/record.rs"]
 mod record;
+#[path = "cli/resume.rs"]
+mod resume;
 #[path = "cli/same.rs"]
 mod same;
 #[path = "cli/scenario.rs"]

@@ -35,6 +35,8 @@ mod pet;
 mod plain;
 #[path = "methods/ranpac.rs"]
 mod ranpac;
+#[path = "methods/resume.rs"]
+mod resume;
 #[path = "methods/seam.rs"]
 mod seam;
 #[path = "methods/statistics.rs"]

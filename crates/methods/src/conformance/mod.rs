@@ -1,7 +1,9 @@
 //! The laws every method keeps, as one check for methods of ours and of others.
 //!
 //! A stream with unequal tasks, one of them of a single class and the last one odd, asks most of a
-//! method; so does one of domains, in the first of which a class is missing, of a method that takes those. What [`check`] cannot see of a method from outside, its gradients, [`gradients`] holds; [`empty_prompt`] is
+//! method; so does one of domains, in the first of which a class is missing, of a method that takes those. What [`check`]
+//! cannot see of a method from outside, its gradients, [`gradients`] holds; [`resuming`] alone is for streams of domains;
+//! [`empty_prompt`] is
 //! a law of backbones.
 
 mod resume;
@@ -14,6 +16,7 @@ use candlewick_core::{
     Batch, Error, Method, Outcome, Result, RunOptions, State, Stream, Task, TaskInfo, View, run,
 };
 
+pub use resume::resuming;
 pub use seam::{empty_prompt, gradients};
 
 /// Makes a fresh method; called several times, it must give the same one.
@@ -34,7 +37,7 @@ pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor
         saving_and_loading_changes_nothing(build, method.as_ref(), &seen, task)?;
     }
     resuming_is_the_same_run(build, stream, &method.state()?)?;
-    resume::inside_a_task_is_the_same_run(build, stream)?;
+    resuming(build, stream)?;
     if bits(frozen)? != before {
         return broken("frozen weights changed");
     }
