@@ -5,17 +5,22 @@
 //! [`candlewick_core::run::run`] itself, and [`conformance::check`] holds it to the same laws.
 
 pub mod adapter;
+pub mod alignment;
 pub mod aper;
 pub mod aper_vpt;
 pub mod choice;
 pub mod classifier;
 pub mod coda;
+pub mod cofima;
 pub mod conformance;
 pub mod dap;
 pub mod draw;
 pub mod dualprompt;
 pub mod fecam;
+pub mod finetune;
+pub mod fisher;
 pub mod herding;
+pub mod joint;
 pub mod joint_linear;
 pub mod joint_ridge;
 pub mod knn;
@@ -25,10 +30,12 @@ pub mod nearest_mean;
 pub mod random_prompt;
 pub mod ranpac;
 pub mod simplecil;
+pub mod slca;
 pub mod ssf;
 mod tables;
 pub mod tuning;
 pub mod vpt;
+pub mod whole;
 
 use std::sync::Arc;
 
@@ -40,10 +47,13 @@ pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
 pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
+pub use cofima::CoFiMa;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
 pub use fecam::FeCam;
+pub use finetune::Finetune;
+pub use joint::Joint;
 pub use joint_linear::JointLinear;
 pub use joint_ridge::JointRidge;
 pub use knn::Knn;
@@ -53,6 +63,7 @@ pub use nearest_mean::NearestMean;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
+pub use slca::Slca;
 pub use tables::{About, COMPAT, Compat, METHODS};
 pub use tuning::Tuning;
 pub use vpt::Vpt;
@@ -98,6 +109,14 @@ pub enum MethodConfig {
     JointLinear(JointLinear),
     /// See [`aper`].
     Aper(Aper),
+    /// See [`finetune`].
+    Finetune(Finetune),
+    /// See [`joint`].
+    Joint(Joint),
+    /// See [`slca`].
+    Slca(Slca),
+    /// See [`cofima`].
+    CoFiMa(CoFiMa),
 }
 
 impl MethodConfig {
@@ -123,6 +142,10 @@ impl MethodConfig {
             "joint-ridge" => Self::JointRidge(JointRidge::deserialize(settings)?),
             "joint-linear" => Self::JointLinear(JointLinear::deserialize(settings)?),
             "aper" => Self::Aper(Aper::deserialize(settings)?),
+            "finetune" => Self::Finetune(Finetune::deserialize(settings)?),
+            "joint" => Self::Joint(Joint::deserialize(settings)?),
+            "slca" => Self::Slca(Slca::deserialize(settings)?),
+            "cofima" => Self::CoFiMa(CoFiMa::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -153,6 +176,14 @@ impl MethodConfig {
             }
             (Self::Coda(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Aper(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::Finetune(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Joint(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Slca(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::CoFiMa(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
             (Self::JointLinear(config), Some(train)) => {
@@ -188,6 +219,10 @@ impl MethodConfig {
             Self::FeCam(config) => config.check()?,
             Self::Knn(config) => config.check()?,
             Self::JointRidge(config) => config.check()?,
+            Self::Finetune(config) => config.check()?,
+            Self::Joint(config) => config.0.check()?,
+            Self::Slca(config) => config.check()?,
+            Self::CoFiMa(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -237,6 +272,24 @@ impl MethodConfig {
         }
     }
 
+    /// Whether every weight of the backbone trains, in all tasks or in the first.
+    pub fn trains_backbone(&self) -> bool {
+        let whole = |tuning: &Tuning| matches!(tuning, Tuning::Finetune {});
+        match self {
+            Self::Finetune(config) | Self::Joint(Joint(config)) => config.trains_backbone(),
+            Self::Slca(_) | Self::CoFiMa(_) => true,
+            Self::Aper(config) => whole(&config.tuning),
+            Self::RanPac(config) => config.tuning.as_ref().is_some_and(whole),
+            Self::FeCam(config) => config.tuning.as_ref().is_some_and(whole),
+            _ => false,
+        }
+    }
+
+    /// Whether its tasks are those of [`Stream::cumulative`](candlewick_core::Stream::cumulative).
+    pub fn wants_all_seen(&self) -> bool {
+        matches!(self, Self::Joint(_))
+    }
+
     /// Whether it reads the `[train]` table with these settings.
     pub fn trains(&self) -> bool {
         match self {
@@ -258,24 +311,30 @@ impl MethodConfig {
 
     /// Its entry in [`METHODS`].
     pub fn about(&self) -> About {
-        METHODS[match self {
-            Self::Aper(_) => 0,
-            Self::AperVpt(_) => 1,
-            Self::Coda(_) => 2,
-            Self::Dap(_) => 3,
-            Self::DualPrompt(_) => 4,
-            Self::FeCam(_) => 5,
-            Self::JointLinear(_) => 6,
-            Self::JointRidge(_) => 7,
-            Self::Knn(_) => 8,
-            Self::L2p(_) => 9,
-            Self::Linear(_) => 10,
-            Self::NearestMean(_) => 11,
-            Self::RandomPrompt(_) => 12,
-            Self::RanPac(_) => 13,
-            Self::SimpleCil(_) => 14,
-            Self::Vpt(_) => 15,
-        }]
+        let name = match self {
+            Self::Aper(_) => "aper",
+            Self::AperVpt(_) => "aper-vpt",
+            Self::Coda(_) => "coda",
+            Self::CoFiMa(_) => "cofima",
+            Self::Dap(_) => "dap",
+            Self::DualPrompt(_) => "dualprompt",
+            Self::FeCam(_) => "fecam",
+            Self::Finetune(_) => "finetune",
+            Self::Joint(_) => "joint",
+            Self::JointLinear(_) => "joint-linear",
+            Self::JointRidge(_) => "joint-ridge",
+            Self::Knn(_) => "knn",
+            Self::L2p(_) => "l2p",
+            Self::Linear(_) => "linear",
+            Self::NearestMean(_) => "nearest-mean",
+            Self::RandomPrompt(_) => "random-prompt",
+            Self::RanPac(_) => "ranpac",
+            Self::SimpleCil(_) => "simplecil",
+            Self::Slca(_) => "slca",
+            Self::Vpt(_) => "vpt",
+        };
+        let at = METHODS.iter().position(|about| about.name == name);
+        METHODS[at.unwrap_or_default()]
     }
 
     /// Named departures from the default rules, for the fingerprint.
@@ -289,7 +348,11 @@ impl MethodConfig {
             Self::Aper(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
+            Self::Slca(config) => config.compat("slca"),
+            Self::CoFiMa(config) => config.compat(),
             Self::Linear(_)
+            | Self::Finetune(_)
+            | Self::Joint(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)
