@@ -96,8 +96,13 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
     // Alive at once in a plain block: residual, norm, qkv and its split, scores twice; or the MLP.
     let alive = (tokens * 8 * d + 2 * scores).max(tokens * (2 * d + 3 * spec.mlp_dim));
     let looking = f32s(plan.recipe.data.eval_batch * alive);
-    // Kept by every block for the backward pass.
-    let kept = spec.depth * (tokens * (24 * d + 4 * spec.mlp_dim) + 5 * scores);
+    // Kept by every block for the backward pass, or by one at a time.
+    let block = tokens * (24 * d + 4 * spec.mlp_dim) + 5 * scores;
+    let whole = plan.method.trains_backbone();
+    let kept = match whole && plan.recipe.checkpoint_activations {
+        true => spec.depth * tokens * d + block,
+        false => spec.depth * block,
+    };
     let training = match &plan.recipe.train {
         Some(train) if plan.method.about().name != "linear" => f32s(train.batch * kept),
         _ => 0,
@@ -115,5 +120,8 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
         _ => 0,
     };
     let waiting = f32s(3 * plan.recipe.data.eval_batch * 3 * spec.image_size * spec.image_size);
-    weights + copies + looking.max(training) + waiting + f32s(images * d) + plan.memory(d)
+    // A backbone that trains is there once more, with a gradient and a moment of each weight.
+    let trained = if whole { 3 * weights } else { 0 };
+    let own = plan.memory(d);
+    weights + copies + trained + looking.max(training) + waiting + f32s(images * d) + own
 }

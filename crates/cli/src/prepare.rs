@@ -77,6 +77,10 @@ impl Plan {
         method
             .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
+        let stream = match method.wants_all_seen() {
+            true => stream.cumulative(),
+            false => stream,
+        };
         let mut recipe = recipe;
         let preset = recipe.preset(origin)?;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
@@ -109,7 +113,12 @@ impl Plan {
     /// Equal for plans that load the same backbone.
     pub fn backbone_key(&self) -> Result<String> {
         let recipe = &self.recipe;
-        let machine = (&recipe.device, recipe.precision, self.image_size()?);
+        let machine = (
+            &recipe.device,
+            recipe.precision,
+            recipe.checkpoint_activations,
+            self.image_size()?,
+        );
         Ok(format!("{}{machine:?}", toml::to_string(&recipe.backbone)?))
     }
 
@@ -349,6 +358,7 @@ pub fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device
         image_size: Some(size),
         depth: recipe.backbone.depth,
         precision: recipe.precision.for_vit(),
+        checkpoint_activations: recipe.checkpoint_activations,
     };
     Ok(Vit::load(&weights, &options, device)?)
 }

@@ -29,6 +29,9 @@ pub struct Recipe {
     /// In which numbers features of plain images are kept on disk.
     #[serde(default)]
     pub features: Keep,
+    /// Blocks of a backbone that trains are run again in the backward pass.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_activations: bool,
     pub data: DataTable,
     pub stream: StreamTable,
     pub backbone: BackboneTable,

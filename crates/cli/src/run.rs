@@ -41,6 +41,9 @@ pub struct RunArgs {
     /// Threads at work at once [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Run blocks that train again in the backward pass: the same numbers in less memory and more time
+    #[arg(long)]
+    checkpoint_activations: bool,
     /// Replace a finished run in --out
     #[arg(long)]
     overwrite: bool,
@@ -56,6 +59,9 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs) -> Result<()> {
     let mut sets = args.set.clone();
     sets.extend(args.threads.map(|n| format!("threads={n}")));
+    if args.checkpoint_activations {
+        sets.push("checkpoint_activations=true".into());
+    }
     let origin = args.recipe.display().to_string();
     let load = |seed: Option<u64>| {
         let seed = seed.map(|seed| format!("seed={seed}"));

@@ -8,6 +8,7 @@
 //! There are no files, images or network in this crate.
 
 pub mod backbone;
+mod cumulative;
 pub mod error;
 pub mod method;
 pub mod metrics;

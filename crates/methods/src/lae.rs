@@ -261,8 +261,7 @@ impl Method for Copies {
             self.accumulates = true;
         }
         let init = Init::Normal { std: 0.001 };
-        self.head
-            .grow_from(&task.classes, init, &mut self.heads)?;
+        self.head.grow_from(&task.classes, init, &mut self.heads)?;
         self.current = Some((task.clone(), self.optimizer()?));
         Ok(())
     }

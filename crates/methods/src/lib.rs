@@ -5,11 +5,13 @@
 //! [`candlewick_core::run::run`] itself, and [`conformance::check`] holds it to the same laws.
 
 pub mod adapter;
+pub mod alignment;
 pub mod aper;
 pub mod attention_adapter;
 pub mod choice;
 pub mod classifier;
 pub mod coda;
+pub mod cofima;
 pub mod conformance;
 pub mod dap;
 pub mod draw;
@@ -17,7 +19,10 @@ pub mod dualprompt;
 pub mod ease;
 pub mod esn;
 pub mod fecam;
+pub mod finetune;
+pub mod fisher;
 pub mod herding;
+pub mod joint;
 pub mod joint_linear;
 pub mod joint_ridge;
 pub mod knn;
@@ -32,10 +37,12 @@ pub mod prefix;
 pub mod random_prompt;
 pub mod ranpac;
 pub mod simplecil;
+pub mod slca;
 pub mod ssf;
 mod tables;
 pub mod tuning;
 pub mod vpt;
+pub mod whole;
 
 use std::sync::Arc;
 
@@ -46,12 +53,15 @@ pub use aper::Aper;
 pub use choice::BatchVote;
 pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
+pub use cofima::CoFiMa;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
 pub use ease::Ease;
 pub use esn::Esn;
 pub use fecam::FeCam;
+pub use finetune::Finetune;
+pub use joint::Joint;
 pub use joint_linear::JointLinear;
 pub use joint_ridge::JointRidge;
 pub use knn::Knn;
@@ -64,6 +74,7 @@ pub use pet::Pet;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
+pub use slca::Slca;
 pub use tables::{About, COMPAT, Compat, METHODS, replaced};
 pub use tuning::Tuning;
 pub use vpt::Vpt;
@@ -112,6 +123,14 @@ pub enum MethodConfig {
     Ease(Ease),
     /// See [`esn`].
     Esn(Esn),
+    /// See [`finetune`].
+    Finetune(Finetune),
+    /// See [`joint`].
+    Joint(Joint),
+    /// See [`slca`].
+    Slca(Slca),
+    /// See [`cofima`].
+    CoFiMa(CoFiMa),
 }
 
 impl MethodConfig {
@@ -139,6 +158,10 @@ impl MethodConfig {
             "lae" => Self::Lae(Lae::deserialize(settings)?),
             "ease" => Self::Ease(Ease::deserialize(settings)?),
             "esn" => Self::Esn(Esn::deserialize(settings)?),
+            "finetune" => Self::Finetune(Finetune::deserialize(settings)?),
+            "joint" => Self::Joint(Joint::deserialize(settings)?),
+            "slca" => Self::Slca(Slca::deserialize(settings)?),
+            "cofima" => Self::CoFiMa(CoFiMa::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -166,6 +189,14 @@ impl MethodConfig {
             }
             (Self::Coda(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Aper(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::Finetune(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Joint(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Slca(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::CoFiMa(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
             (Self::JointLinear(config), Some(train)) => {
@@ -210,6 +241,10 @@ impl MethodConfig {
             Self::FeCam(config) => config.check()?,
             Self::Knn(config) => config.check()?,
             Self::JointRidge(config) => config.check()?,
+            Self::Finetune(config) => config.check()?,
+            Self::Joint(config) => config.0.check()?,
+            Self::Slca(config) => config.check()?,
+            Self::CoFiMa(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -252,6 +287,10 @@ impl MethodConfig {
             | Self::RandomPrompt(_)
             | Self::DualPrompt(_)
             | Self::Coda(_)
+            | Self::Finetune(_)
+            | Self::Joint(_)
+            | Self::Slca(_)
+            | Self::CoFiMa(_)
             | Self::Lae(_)
             | Self::Ease(_)
             | Self::Esn(_) => false,
@@ -281,6 +320,24 @@ impl MethodConfig {
         }
     }
 
+    /// Whether every weight of the backbone trains, in all tasks or in the first.
+    pub fn trains_backbone(&self) -> bool {
+        let whole = |tuning: &Tuning| matches!(tuning, Tuning::Finetune {});
+        match self {
+            Self::Finetune(config) | Self::Joint(Joint(config)) => config.trains_backbone(),
+            Self::Slca(_) | Self::CoFiMa(_) => true,
+            Self::Aper(config) => whole(&config.tuning),
+            Self::RanPac(config) => config.tuning.as_ref().is_some_and(whole),
+            Self::FeCam(config) => config.tuning.as_ref().is_some_and(whole),
+            _ => false,
+        }
+    }
+
+    /// Whether its tasks are those of [`Stream::cumulative`](candlewick_core::Stream::cumulative).
+    pub fn wants_all_seen(&self) -> bool {
+        matches!(self, Self::Joint(_))
+    }
+
     /// Whether it reads the `[train]` table with these settings.
     pub fn trains(&self) -> bool {
         match self {
@@ -305,11 +362,14 @@ impl MethodConfig {
         let name = match self {
             Self::Aper(_) => "aper",
             Self::Coda(_) => "coda",
+            Self::CoFiMa(_) => "cofima",
             Self::Dap(_) => "dap",
             Self::DualPrompt(_) => "dualprompt",
             Self::Ease(_) => "ease",
             Self::Esn(_) => "esn",
             Self::FeCam(_) => "fecam",
+            Self::Finetune(_) => "finetune",
+            Self::Joint(_) => "joint",
             Self::JointLinear(_) => "joint-linear",
             Self::JointRidge(_) => "joint-ridge",
             Self::Knn(_) => "knn",
@@ -320,6 +380,7 @@ impl MethodConfig {
             Self::RandomPrompt(_) => "random-prompt",
             Self::RanPac(_) => "ranpac",
             Self::SimpleCil(_) => "simplecil",
+            Self::Slca(_) => "slca",
             Self::Vpt(_) => "vpt",
         };
         let place = METHODS.iter().position(|about| about.name == name);
@@ -338,7 +399,11 @@ impl MethodConfig {
             Self::Esn(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
+            Self::Slca(config) => config.compat("slca"),
+            Self::CoFiMa(config) => config.compat(),
             Self::Linear(_)
+            | Self::Finetune(_)
+            | Self::Joint(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)

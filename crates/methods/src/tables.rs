@@ -26,7 +26,7 @@ impl About {
 }
 
 /// All methods, in the order of their names.
-pub const METHODS: [About; 18] = [
+pub const METHODS: &[About] = &[
     About {
         name: "aper",
         what: "the backbone tuned on the first task, then class means of frozen and tuned features",
@@ -37,6 +37,12 @@ pub const METHODS: [About; 18] = [
         name: "coda",
         what: "a prefix for each image, summed from components that attention weighs",
         paper: "Smith et al. 2023, CODA-Prompt: COntinual Decomposed Attention-based Prompting",
+        trains: true,
+    },
+    About {
+        name: "cofima",
+        what: "slca whose network is averaged with the one before, by Fisher information or plainly (CoMA)",
+        paper: "Marouf et al. 2024, Weighted Ensemble Models Are Strong Continual Learners",
         trains: true,
     },
     About {
@@ -68,6 +74,18 @@ pub const METHODS: [About; 18] = [
         what: "nearest class mean by the covariance of each class",
         paper: "Goswami et al. 2023, FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning",
         trains: false,
+    },
+    About {
+        name: "finetune",
+        what: "backbone and head trained on from task to task; the floor of trained backbones",
+        paper: "-",
+        trains: true,
+    },
+    About {
+        name: "joint",
+        what: "backbone and head trained on all images seen; the ceiling of trained backbones",
+        paper: "-",
+        trains: true,
     },
     About {
         name: "joint-linear",
@@ -130,6 +148,12 @@ pub const METHODS: [About; 18] = [
         trains: false,
     },
     About {
+        name: "slca",
+        what: "a slow backbone, then heads aligned on features drawn from class statistics",
+        paper: "Zhang et al. 2023, SLCA: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model",
+        trains: true,
+    },
+    About {
         name: "vpt",
         what: "free prompt tokens, shallow or deep, tuned on every task",
         paper: "Jia et al. 2022, Visual Prompt Tuning",
@@ -167,6 +191,18 @@ pub const COMPAT: &[Compat] = &[
         switch: "tuning.init=zeros",
         what: "prompts start at 0: all tokens of a block stay alike for ever",
         source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "cofima",
+        switch: "alignment.shrink=task-size",
+        what: "a class's task is its number divided by the size of the present task: wrong, and above all tasks, where sizes differ",
+        source: "IemProg/CoFiMA:models/cofima.py",
+    },
+    Compat {
+        method: "cofima",
+        switch: "compat=reference",
+        what: "the new head is multiplied by its information, all but 0; that on old heads is of gradients left behind",
+        source: "IemProg/CoFiMA:models/cofima.py",
     },
     Compat {
         method: "dap",
@@ -263,6 +299,12 @@ pub const COMPAT: &[Compat] = &[
         switch: "tuning.init=zeros",
         what: "prompts start at 0: all tokens of a block stay alike for ever",
         source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "slca",
+        switch: "alignment.shrink=task-size",
+        what: "a class's task is its number divided by the size of the present task: wrong, and above all tasks, where sizes differ",
+        source: "GengDavid/SLCA:models/slca.py",
     },
     Compat {
         method: "vpt",

@@ -3,6 +3,8 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "methods/alignment.rs"]
+mod alignment;
 #[path = "methods/aper.rs"]
 mod aper;
 #[path = "methods/base.rs"]
@@ -43,5 +45,7 @@ mod seam;
 mod statistics;
 #[path = "methods/switches.rs"]
 mod switches;
+#[path = "methods/tuned.rs"]
+mod tuned;
 #[path = "methods/vpt.rs"]
 mod vpt;
