@@ -187,9 +187,8 @@ fn there() -> Result<Vec<PathBuf>> {
 pub fn clear(args: &ClearArgs) -> Result<()> {
     // Nothing is removed before all that was named is known to be a store.
     for path in &args.files {
-        match glance(path) {
-            Err(error @ (Error::Foreign { .. } | Error::Io { .. })) => return Err(error.into()),
-            _ => {}
+        if let Err(error @ (Error::Foreign { .. } | Error::Io { .. })) = glance(path) {
+            return Err(error.into());
         }
     }
     let mut files = match args.files.is_empty() {
