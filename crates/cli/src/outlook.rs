@@ -1,7 +1,7 @@
 //! `--dry-run`: what a run would do, before anything is downloaded or trained.
 
 use anyhow::Result;
-use candlewick_core::Spec;
+use candlewick_core::{Scenario, Spec};
 
 use crate::precision::Precision;
 use crate::prepare::{Outlook, Plan};
@@ -45,29 +45,26 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
             text += "          its sizes are known once it is here: candlewick backbones pull\n";
         }
     }
+    let domains: &[String] = match &plan.stream.scenario {
+        Scenario::DomainIncremental(names) => names,
+        _ => &[],
+    };
     let rows = plan.stream.tasks.iter().map(|task| {
         let info = &task.info;
-        vec![
-            (info.index + 1).to_string(),
+        let mut row = vec![(info.index + 1).to_string()];
+        row.extend(domains.get(info.index).cloned());
+        row.extend([
             info.classes.len().to_string(),
             info.train_len.to_string(),
             info.test_len.to_string(),
             preview(&plan.stream.class_names[info.classes.clone()]),
-        ]
+        ]);
+        row
     });
-    text += &format!(
-        "\n{}",
-        table::list(
-            &[
-                "task",
-                "classes",
-                "train images",
-                "test images",
-                "first classes"
-            ],
-            rows
-        )
-    );
+    let mut head = vec!["task"];
+    head.extend((!domains.is_empty()).then_some("domain"));
+    head.extend(["classes", "train images", "test images", "first classes"]);
+    text += &format!("\n{}", table::list(&head, rows));
     let total = |f: fn(&candlewick_core::TaskInfo) -> usize| -> usize {
         plan.stream.tasks.iter().map(|t| f(&t.info)).sum()
     };
@@ -125,5 +122,5 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
     let waiting = f32s(3 * plan.recipe.data.eval_batch * 3 * spec.image_size * spec.image_size);
     // A backbone that trains is there once more, with a gradient and a moment of each weight.
     let trained = if whole { 3 * weights } else { 0 };
-    weights + copies + trained + looking.max(training) + waiting + f32s(images * d)
+    weights + copies + trained + looking.max(training) + waiting + f32s(images * d) + plan.memory(d)
 }

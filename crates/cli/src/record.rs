@@ -1,6 +1,7 @@
 //! The run directory: written file by file to temporary names, synced and renamed, `report.json` last. A directory
 //! without it is a run that did not end.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const SUMMARY: &str = "summary.json";
 pub const PARAMS: &str = "params.safetensors";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "log.txt",
     "accuracy.csv",
     "predictions.csv",
@@ -29,6 +30,7 @@ const FILES: [&str; 8] = [
     "matrix.svg",
     "pools.svg",
     PARAMS,
+    crate::learned::ADDED,
     "timing.json",
 ];
 
@@ -38,6 +40,8 @@ pub struct Timing {
     pub seconds: f64,
     pub load_seconds: f64,
     pub threads: usize,
+    /// Whether features came from the store, so that no image was looked at in these seconds.
+    pub stored_features: bool,
     /// `None` where the system does not tell.
     pub peak_memory_bytes: Option<u64>,
     pub tasks: Vec<TaskTime>,
@@ -112,7 +116,7 @@ impl RunDir {
         if !report.pools.is_empty() {
             self.write("pools.svg", plot::pools(report)?.as_bytes())?;
         }
-        self.write(PARAMS, &safetensors(state)?)?;
+        self.write(PARAMS, &safetensors(state, None)?)?;
         self.write("timing.json", &json(timing)?)?;
         self.write(REPORT, &json(report)?)
     }
@@ -220,11 +224,12 @@ fn accuracy_csv(report: &Report) -> Result<Vec<u8>> {
     ];
     head.extend((1..=tasks).map(|t| format!("task_{t}")));
     out.write_record(&head)?;
-    let mut classes = 0;
+    // The same ones again in every domain.
+    let mut classes = BTreeSet::new();
     for (t, row) in report.accuracy_matrix.iter().enumerate() {
-        classes += report.tasks[t].classes.len();
+        classes.extend(&report.tasks[t].classes);
         let accuracy = &report.session_accuracy;
-        let mut record = vec![(t + 1).to_string(), classes.to_string()];
+        let mut record = vec![(t + 1).to_string(), classes.len().to_string()];
         record.push(accuracy.micro[t].to_string());
         record.push(accuracy.macro_[t].to_string());
         record.extend(row.iter().map(f64::to_string));
@@ -245,7 +250,8 @@ fn predictions_csv(outcome: &Outcome, stream: &Stream) -> Result<Vec<u8>> {
     Ok(out.into_inner()?)
 }
 
-fn safetensors(state: &State) -> Result<Vec<u8>> {
+/// Tensors in f32, with a header of one's own.
+pub fn safetensors(state: &State, header: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (name, tensor) in state {
         let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
@@ -259,7 +265,7 @@ fn safetensors(state: &State) -> Result<Vec<u8>> {
             Ok((*name, view))
         })
         .collect::<Result<_>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    Ok(safetensors::serialize(views, header)?)
 }
 
 #[cfg(test)]

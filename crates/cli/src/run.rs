@@ -151,7 +151,7 @@ pub fn execute(
         seed: plan.recipe.seed,
         eval_batch: plan.recipe.data.eval_batch,
     };
-    let mut watch = Watch::new(label, &stream, stop);
+    let mut watch = Watch::new(label, &stream, stop, plan.reads_features());
     let result = core_run::run(method.as_mut(), &stream, options, &mut watch);
     let mut outcome = match result {
         Ok(outcome) => outcome,
@@ -186,6 +186,7 @@ pub fn execute(
         seconds: started.elapsed().as_secs_f64(),
         load_seconds,
         threads: plan.threads,
+        stored_features: plan.reads_features(),
         peak_memory_bytes: machine::peak(),
         tasks: watch.times.clone(),
     };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candlewick_core::run::evaluated;
-use candlewick_core::{Error, Event, Observer, Stream};
+use candlewick_core::{Error, Event, Observer, Scenario, Stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -41,6 +41,8 @@ pub struct Watch<'a> {
     label: String,
     bar: ProgressBar,
     plain: bool,
+    /// No image is looked at: there is no rate to speak of.
+    stored: bool,
     started: Instant,
     epoch: usize,
     /// Tasks that are learned and evaluated.
@@ -52,7 +54,8 @@ pub struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    pub fn new(label: &str, stream: &'a Stream, stop: &'a AtomicBool) -> Self {
+    /// `stored`: its features come from the store.
+    pub fn new(label: &str, stream: &'a Stream, stop: &'a AtomicBool, stored: bool) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let target = match plain {
             true => ProgressDrawTarget::hidden(),
@@ -62,8 +65,9 @@ impl<'a> Watch<'a> {
             stop,
             stream,
             label: label.to_owned(),
-            bar: ProgressBar::with_draw_target(None, target).with_style(style(label)),
+            bar: ProgressBar::with_draw_target(None, target).with_style(style(label, !stored)),
             plain,
+            stored,
             started: Instant::now(),
             epoch: 0,
             done: 0,
@@ -100,14 +104,33 @@ impl<'a> Watch<'a> {
     fn task_end(&mut self, row: &[f64], micro: f64) {
         let accuracies: Vec<String> = row.iter().map(|a| format!("{a:.1}")).collect();
         let time = *self.time();
-        let speed = |images: usize, seconds: f64| images as f64 / seconds.max(1e-9);
+        let speed = |images: usize, seconds: f64| match self.stored {
+            true => String::new(),
+            false => format!(" ({:.0}/s)", images as f64 / seconds.max(1e-9)),
+        };
+        let what = if self.stored {
+            "stored features"
+        } else {
+            "images"
+        };
+        let (t, tasks) = (row.len(), self.stream.tasks.len());
+        let (task, seen) = match &self.stream.scenario {
+            Scenario::DomainIncremental(names) => (
+                format!(" {}", names.get(t - 1).map_or("", String::as_str)),
+                format!("{t} domains seen | per domain"),
+            ),
+            Scenario::TaskIncremental => (
+                String::new(),
+                format!("{t} tasks seen, each among its own classes | per task"),
+            ),
+            Scenario::ClassIncremental => {
+                let classes = self.stream.tasks[t - 1].info.classes.end;
+                (String::new(), format!("{classes} classes seen | per task"))
+            }
+        };
         let line = format!(
-            "{} task {}/{}: {:.2} % on all {} classes seen | per task {} | learned {} images in {:.1} s ({:.0}/s), tested {} in {:.1} s ({:.0}/s)",
+            "{} task {t}/{tasks}{task}: {micro:.2} % on all {seen} {} | learned {} {what} in {:.1} s{}, tested {} in {:.1} s{}",
             self.label,
-            row.len(),
-            self.stream.tasks.len(),
-            micro,
-            self.stream.tasks[row.len() - 1].info.classes.end,
             accuracies.join(" "),
             time.train_images,
             time.train_seconds,
@@ -196,7 +219,7 @@ impl Looking {
     /// `there` images are in `path` already.
     pub fn new(label: &'static str, images: usize, there: usize, path: &Path) -> Self {
         let bar = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new(images as u64).with_style(style(label)),
+            true => ProgressBar::new(images as u64).with_style(style(label, true)),
             false => ProgressBar::hidden(),
         };
         say(&format!(
@@ -299,10 +322,10 @@ impl candlewick_models::Progress for Download {
     }
 }
 
-fn style(label: &str) -> ProgressStyle {
-    let template = format!(
-        "{label} {{msg}} {{wide_bar}} {{prefix}}{{pos}}/{{len}} images {{per_sec}} {{eta}} left"
-    );
+fn style(label: &str, rate: bool) -> ProgressStyle {
+    let rate = if rate { "{per_sec} " } else { "" };
+    let template =
+        format!("{label} {{msg}} {{wide_bar}} {{prefix}}{{pos}}/{{len}} images {rate}{{eta}} left");
     ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

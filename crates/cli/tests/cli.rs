@@ -15,6 +15,8 @@ mod halt;
 mod input;
 #[path = "cli/lab.rs"]
 mod lab;
+#[path = "cli/learned.rs"]
+mod learned;
 #[path = "cli/look.rs"]
 mod look;
 #[path = "cli/merge.rs"]

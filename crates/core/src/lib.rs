@@ -39,5 +39,5 @@ pub use run::{Event, Observer, Outcome, RunOptions};
 pub use schedule::{Schedule, Warmup};
 pub use session::Session;
 pub use task::{Batch, Batches, Scenario, Split, Stream, Task, TaskInfo, View};
-pub use train::{Head, OptimizerKind, Train};
+pub use train::{Head, Moments, OptimizerKind, Train};
 pub use usage::{Choice, PoolUse};

@@ -92,6 +92,7 @@ pub fn run(
     let mut predictions = Vec::new();
     let mut pools = Vec::new();
     let mut passes = 0;
+    let mut known = vec![false; stream.classes()];
     for (t, task) in stream.tasks.iter().enumerate() {
         watch.on(Event::TaskBegin(&task.info))?;
         method.begin_task(&task.info)?;
@@ -106,6 +107,11 @@ pub fn run(
         }
         method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;
         watch.on(Event::Learned(&task.info))?;
+        for &label in task.train.labels() {
+            if let Some(known) = known.get_mut(label as usize) {
+                *known = true;
+            }
+        }
 
         let last = t + 1 == stream.tasks.len();
         let (mut row, mut counts, mut tallies) = (Vec::new(), Vec::new(), Vec::new());
@@ -115,7 +121,11 @@ pub fn run(
                 Scenario::TaskIncremental => Some(&seen.info.classes),
                 _ => None,
             };
-            let seen = evaluate(method, seen, among, options.eval_batch, keep, watch)?;
+            let choice = Choosable {
+                among,
+                known: &known,
+            };
+            let seen = evaluate(method, seen, choice, options.eval_batch, keep, watch)?;
             cost.images_evaluated += seen.images as u64;
             row.push(100.0 * seen.hits as f64 / seen.images as f64);
             counts.push(seen.images);
@@ -194,7 +204,7 @@ struct Evaluated {
 fn evaluate(
     method: &dyn Method,
     task: &Task,
-    among: Option<&Range<usize>>,
+    choice: Choosable<'_>,
     batch_size: usize,
     mut keep: Option<&mut Vec<Prediction>>,
     watch: &mut dyn Observer,
@@ -204,7 +214,7 @@ fn evaluate(
         let batch = batch?;
         let scores = method.predict(&batch)?;
         seen.tally.add(&method.choices(&batch)?)?;
-        let (labels, values) = best(&scores, among, &task.info)?;
+        let (labels, values) = best(&scores, choice, &task.info)?;
         for i in 0..batch.len() {
             seen.hits += usize::from(labels[i] == batch.labels[i]);
             if let Some(keep) = keep.as_deref_mut() {
@@ -230,21 +240,33 @@ fn evaluate(
     Ok(seen)
 }
 
-/// The label of the largest score of each row, the smaller label where two are equal; of `among` only, where given.
-fn best(
-    scores: &Tensor,
-    among: Option<&Range<usize>>,
-    task: &TaskInfo,
-) -> Result<(Vec<u32>, Vec<f32>)> {
-    let (scores, first) = match among {
+/// Which classes a prediction may name.
+#[derive(Clone, Copy)]
+struct Choosable<'a> {
+    /// Those of the image's own task, where it is known.
+    among: Option<&'a Range<usize>>,
+    /// Those that had a training image. A class without one in the domains so far has no say, whatever its method
+    /// makes of it.
+    known: &'a [bool],
+}
+
+/// The label of the largest score of each row, the smaller label where two are equal.
+fn best(scores: &Tensor, choice: Choosable<'_>, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
+    let (mut scores, first) = match choice.among {
         Some(classes) => (
             scores
                 .narrow(1, classes.start, classes.len())?
                 .contiguous()?,
-            classes.start as u32,
+            classes.start,
         ),
         None => (scores.clone(), 0),
     };
+    let known = choice.known.iter().skip(first).take(scores.dim(1)?);
+    if known.clone().any(|known| !known) {
+        let bar = known.map(|known| if *known { 0.0 } else { f32::NEG_INFINITY });
+        let bar = Tensor::from_vec(bar.collect(), (1, scores.dim(1)?), scores.device())?;
+        scores = scores.broadcast_add(&bar)?;
+    }
     let values: Vec<f32> = scores.max(D::Minus1)?.to_vec1()?;
     if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
         return Err(Error::State {
@@ -256,7 +278,7 @@ fn best(
     }
     let labels: Vec<u32> = scores.argmax(D::Minus1)?.to_vec1()?;
     Ok((
-        labels.into_iter().map(|label| first + label).collect(),
+        labels.into_iter().map(|l| first as u32 + l).collect(),
         values,
     ))
 }

@@ -7,7 +7,6 @@
 pub mod adapter;
 pub mod alignment;
 pub mod aper;
-pub mod aper_vpt;
 pub mod choice;
 pub mod classifier;
 pub mod coda;
@@ -26,6 +25,7 @@ pub mod joint_ridge;
 pub mod knn;
 pub mod l2p;
 pub mod linear;
+mod memory;
 pub mod nearest_mean;
 pub mod random_prompt;
 pub mod ranpac;
@@ -43,7 +43,6 @@ use candlewick_core::{Backbone, Error, Method, Result, Scenario, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use aper::Aper;
-pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
 pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
@@ -59,12 +58,13 @@ pub use joint_ridge::JointRidge;
 pub use knn::Knn;
 pub use l2p::L2p;
 pub use linear::Linear;
+pub use memory::Extent;
 pub use nearest_mean::NearestMean;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
 pub use slca::Slca;
-pub use tables::{About, COMPAT, Compat, METHODS};
+pub use tables::{About, COMPAT, Compat, METHODS, replaced};
 pub use tuning::Tuning;
 pub use vpt::Vpt;
 
@@ -80,9 +80,6 @@ pub enum MethodConfig {
     L2p(L2p),
     /// See [`vpt`].
     Vpt(Vpt),
-    /// See [`aper_vpt`].
-    #[serde(rename = "aper-vpt")]
-    AperVpt(AperVpt),
     /// See [`dap`].
     Dap(Dap),
     /// See [`random_prompt`].
@@ -130,7 +127,6 @@ impl MethodConfig {
             "linear" => Self::Linear(Linear::deserialize(settings)?),
             "simplecil" => Self::SimpleCil(SimpleCil::deserialize(settings)?),
             "vpt" => Self::Vpt(Vpt::deserialize(settings)?),
-            "aper-vpt" => Self::AperVpt(AperVpt::deserialize(settings)?),
             "dap" => Self::Dap(Dap::deserialize(settings)?),
             "random-prompt" => Self::RandomPrompt(RandomPrompt::deserialize(settings)?),
             "dualprompt" => Self::DualPrompt(DualPrompt::deserialize(settings)?),
@@ -164,9 +160,6 @@ impl MethodConfig {
             (Self::Linear(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Vpt(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
-            (Self::AperVpt(config), Some(train)) => {
-                Box::new(config.build(backbone, train, eval_batch, seed)?)
-            }
             (Self::Dap(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::RandomPrompt(config), Some(train)) => {
                 Box::new(config.build(backbone, train, seed)?)
@@ -198,7 +191,7 @@ impl MethodConfig {
             (Self::NearestMean(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::Knn(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::JointRidge(config), _) => Box::new(config.build(backbone, eval_batch, seed)?),
-            (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
+            (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (_, None) => return Err(self.needs_train()),
         })
     }
@@ -208,7 +201,6 @@ impl MethodConfig {
         match self {
             Self::L2p(config) => config.check()?,
             Self::Vpt(config) => config.check()?,
-            Self::AperVpt(config) => config.0.check()?,
             Self::Dap(config) => config.check()?,
             Self::RandomPrompt(config) => config.check()?,
             Self::DualPrompt(config) => config.check()?,
@@ -255,19 +247,42 @@ impl MethodConfig {
         }
     }
 
-    /// Refuses a stream that the method does not learn from: heads grow with the task, so only methods without one go over
-    /// the same classes again.
+    /// Whether it learns classes that come again, in another domain: what rests on sums over images does, and a head, which
+    /// is trained on. Prompts and keys of a task are made for classes of its own, and so are the heads of a backbone that trains.
+    pub fn takes_classes_again(&self) -> bool {
+        match self {
+            Self::L2p(_)
+            | Self::Vpt(_)
+            | Self::Dap(_)
+            | Self::RandomPrompt(_)
+            | Self::DualPrompt(_)
+            | Self::Coda(_)
+            | Self::Finetune(_)
+            | Self::Joint(_)
+            | Self::Slca(_)
+            | Self::CoFiMa(_) => false,
+            Self::Linear(_)
+            | Self::SimpleCil(_)
+            | Self::NearestMean(_)
+            | Self::RanPac(_)
+            | Self::FeCam(_)
+            | Self::Knn(_)
+            | Self::JointRidge(_)
+            | Self::JointLinear(_)
+            | Self::Aper(_) => true,
+        }
+    }
+
+    /// Refuses a stream that the method does not learn from.
     pub fn fits(&self, scenario: &Scenario) -> Result<()> {
         match scenario {
-            Scenario::DomainIncremental(_) if !matches!(self, Self::SimpleCil(_)) => {
-                Err(Error::setting(
-                    "stream.kind",
-                    format!(
-                        "`{}` learns each class in one task; \"domain-incremental\" streams are for simplecil",
-                        self.about().name
-                    ),
-                ))
-            }
+            Scenario::DomainIncremental(_) if !self.takes_classes_again() => Err(Error::setting(
+                "stream.kind",
+                format!(
+                    "`{}` learns each class in one task; \"domain-incremental\" streams are for methods without prompts of their tasks: aper, fecam, joint-linear, joint-ridge, knn, linear, nearest-mean, ranpac, simplecil",
+                    self.about().name
+                ),
+            )),
             _ => Ok(()),
         }
     }
@@ -313,7 +328,6 @@ impl MethodConfig {
     pub fn about(&self) -> About {
         let name = match self {
             Self::Aper(_) => "aper",
-            Self::AperVpt(_) => "aper-vpt",
             Self::Coda(_) => "coda",
             Self::CoFiMa(_) => "cofima",
             Self::Dap(_) => "dap",
@@ -342,7 +356,6 @@ impl MethodConfig {
         match self {
             Self::L2p(config) => config.compat(),
             Self::Vpt(config) => config.compat(),
-            Self::AperVpt(config) => config.compat(),
             Self::Dap(config) => config.compat(),
             Self::DualPrompt(config) => config.compat(),
             Self::Aper(config) => config.compat(),

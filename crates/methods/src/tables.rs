@@ -13,17 +13,23 @@ pub struct About {
     pub trains: bool,
 }
 
+impl About {
+    /// Whether features of past training images are part of its saved state, for people to read: such a method is no less a replay
+    /// of the data than one that keeps images.
+    pub fn features_kept(&self) -> &'static str {
+        match self.name {
+            "joint-linear" | "joint-ridge" | "knn" => "all",
+            "ranpac" => "all while 2n ≤ M, then sums",
+            _ => "none",
+        }
+    }
+}
+
 /// All methods, in the order of their names.
 pub const METHODS: &[About] = &[
     About {
         name: "aper",
         what: "the backbone tuned on the first task, then class means of frozen and tuned features",
-        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
-        trains: true,
-    },
-    About {
-        name: "aper-vpt",
-        what: "prompts tuned on the first task, then class means of frozen and tuned features",
         paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
         trains: true,
     },
@@ -137,6 +143,16 @@ pub const METHODS: &[About] = &[
     },
 ];
 
+/// What to write instead of a name that was one once.
+pub fn replaced(name: &str) -> Option<&'static str> {
+    match name {
+        "aper-vpt" => Some(
+            "name = \"aper\" with [method.tuning] kind = \"vpt-deep\" or \"vpt-shallow\"; length and init go there",
+        ),
+        _ => None,
+    }
+}
+
 /// A published quirk that a recipe can ask for by name: what `candlewick methods --compat` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compat {
@@ -155,12 +171,6 @@ pub const COMPAT: &[Compat] = &[
     Compat {
         method: "aper",
         switch: "tuning.init=zeros",
-        what: "prompts start at 0: all tokens of a block stay alike for ever",
-        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
-    },
-    Compat {
-        method: "aper-vpt",
-        switch: "init=zeros",
         what: "prompts start at 0: all tokens of a block stay alike for ever",
         source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
     },

@@ -131,7 +131,7 @@ impl Whole {
 
     /// A head for the classes of `task`, and a fresh optimiser.
     pub fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
-        self.head.grow(task.classes.len(), &mut self.params)?;
+        self.head.grow(&task.classes, &mut self.params)?;
         let optimizer = Optimizer::grouped(self.groups(), &self.train)?;
         self.current = Some((task.clone(), optimizer));
         Ok(())
@@ -180,7 +180,7 @@ impl Whole {
         };
         match self.among {
             Among::Task => {
-                let logits = self.head.task_logits(&self.look(batch)?, task.index)?;
+                let logits = self.head.task_logits(&self.look(batch)?, &task.classes)?;
                 masked_cross_entropy(&logits, &batch.labels, &task.classes)
             }
             Among::Seen => self.loss_among_seen(batch, task.classes.end),

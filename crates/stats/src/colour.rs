@@ -2,18 +2,22 @@
 
 use rayon::prelude::*;
 
-use crate::cholesky::{Cholesky, dot};
-use crate::product::{LEAST, View, padded, product};
-use crate::symmetric::{TILE, at, side};
+use crate::cholesky::{Cholesky, at, dot};
+use crate::product::{Real, View, padded};
+use crate::symmetric::side;
+
+/// Columns of a strip.
+const STRIP: usize = <f64 as Real>::STRIP;
 
 impl Cholesky {
     /// `L z` for each row of `z (rows, n)`: of independent normal values with deviation 1, rows with covariance `A + λI`. A row of
     /// the result depends on its own row of `z` alone, bit for bit. The inverse of [`whitened`](Self::whitened).
     pub fn coloured(&self, z: &[f64]) -> Vec<f64> {
+        const ROWS: usize = 32;
         let n = self.0.n();
         let mut out = z.to_vec();
         if n > 0 {
-            out.par_chunks_mut(LEAST * n).for_each(|rows| {
+            out.par_chunks_mut(ROWS * n).for_each(|rows| {
                 let mut whole = padded(rows, n).into_owned();
                 self.colour(&mut whole);
                 rows.copy_from_slice(&whole[..rows.len()]);
@@ -25,32 +29,34 @@ impl Cholesky {
     fn colour(&self, rows: &mut [f64]) {
         let n = self.0.n();
         let m = rows.len() / n;
-        // From the last tile on: those before it are still what was given.
-        for k in (0..n.div_ceil(TILE)).rev() {
-            let s = side(n, k);
-            let columns = k * TILE..k * TILE + s;
+        let columns = |k: usize| k * STRIP..k * STRIP + side::<f64>(n, k);
+        let given: Vec<Vec<f64>> = (0..self.0.strips.len())
+            .map(|k| {
+                let part = rows.chunks_exact(n).flat_map(|row| &row[columns(k)]);
+                part.copied().collect()
+            })
+            .collect();
+        for (k, strip) in self.0.strips.iter().enumerate() {
+            let s = side::<f64>(n, k);
             let mut sum = vec![0f64; m * s];
-            for j in 0..k {
-                let w = side(n, j);
-                let before: Vec<f64> = rows
-                    .chunks_exact(n)
-                    .flat_map(|row| &row[j * TILE..j * TILE + w])
-                    .copied()
-                    .collect();
-                let tile = View::rows(&self.0.tiles[at(k, j)], w);
-                product((m, w, s), 1.0, View::rows(&before, w), tile.t(), &mut sum);
-            }
-            // The tile on the diagonal is the inverse of L's: y of L⁻¹ y = z, value by value.
-            let inverse = &self.0.tiles[at(k, k)];
+            let before = given[..k].iter().enumerate();
+            let terms = before.map(|(j, z)| {
+                let rows = at(&self.0, k * STRIP, j);
+                (STRIP, View::rows(z, STRIP), rows.t())
+            });
+            f64::products((m, s), 1.0, terms, &mut sum);
+            // The square on the diagonal is the inverse of L's: y of L⁻¹ y = z, value by value.
+            let inverse = &strip[..s * s];
             let mut own = vec![0f64; s];
             for (row, sum) in rows.chunks_exact_mut(n).zip(sum.chunks_exact(s)) {
-                let row = &mut row[columns.clone()];
+                let row = &mut row[columns(k)];
                 for i in 0..s {
                     let line = &inverse[i * s..=i * s + i];
                     own[i] = (row[i] - dot(&line[..i], &own[..i])) / line[i];
                 }
+                let sums = own.iter().zip(sum);
                 row.iter_mut()
-                    .zip(own.iter().zip(sum))
+                    .zip(sums)
                     .for_each(|(value, (own, sum))| *value = own + sum);
             }
         }

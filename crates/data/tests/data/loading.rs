@@ -23,6 +23,7 @@ pub fn settings() -> Preprocess {
         scale: None,
         ratio: None,
         flip: false,
+        brightness: None,
         train_interpolation: None,
     }
 }

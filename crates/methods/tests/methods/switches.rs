@@ -6,7 +6,7 @@ use toml::{Table, Value};
 /// Settings of every method without a switch.
 fn plain(method: &str) -> Table {
     let text = match method {
-        "aper-vpt" | "vpt" => "depth = \"deep\"\nlength = 2",
+        "vpt" => "depth = \"deep\"\nlength = 2",
         "coda" => "blocks = [0, 1]\ncomponents = 2\nlength = 2",
         "dap" => "length = 2\nembedding = 4\npull = 0.1",
         "dualprompt" => {
