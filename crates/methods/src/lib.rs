@@ -9,6 +9,7 @@ pub mod alignment;
 pub mod aper;
 pub mod attention_adapter;
 pub mod choice;
+pub mod class_attention;
 pub mod classifier;
 pub mod coda;
 pub mod cofima;

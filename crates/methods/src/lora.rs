@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `A` starts uniform within `±1/√in`, `B` at 0, `s` at 1, so that the network starts as it was. There is no factor `α/r` and no
-//! dropout. LAE tunes keys and values: the rows of the fused `(3D, D)` weight behind those of the queries. Source:
-//! `gqk/LAE:libml/model/pet/lora.py` (1680e49).
+//! dropout. LAE tunes keys and values: the rows of the fused `(3D, D)` weight behind those of the queries.
+//! Source: `gqk/LAE:libml/model/pet/lora.py` (1680e49).
 
 use std::collections::BTreeMap;
 
