@@ -122,8 +122,9 @@ fn test_batches_do_not_matter(method: &dyn Method, task: &Task, classes: usize) 
                 let close = want
                     .iter()
                     .zip(&row)
-                    // Of a class without images yet, −∞.
-                    .all(|(a, b)| a == b || (a - b).abs() <= 1e-4 * a.abs().max(1.0));
+                    // Of a class without images yet, −∞. candle's products differ in their last digit with the number of rows, and
+                    // a backbone in bf16 makes up to 3e-4 of that.
+                    .all(|(a, b)| a == b || (a - b).abs() <= 1e-3 * a.abs().max(1.0));
                 if !close || label(want) != label(&row) {
                     return broken(&format!(
                         "image {id} of task {} is predicted {} in a batch of {size}, {} in a batch of 64",
