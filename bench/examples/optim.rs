@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let mut vars = Vec::new();
     for (i, shape) in shapes().into_iter().enumerate() {
         let var = Var::randn(0f32, 0.02, shape.as_slice(), &device)?;
-        let grad = Tensor::randn(0f32, 0.001, shape.as_slice(), &device)?;
+        let grad = (var.as_tensor().detach() * 0.05)?;
         grads.insert(&var, grad);
         vars.push((format!("w{i}"), var));
     }

@@ -305,7 +305,7 @@ fn open(path: &Path) -> Result<(Record, State, Session)> {
     };
     let views = SafeTensors::deserialize(&bytes).context(DAMAGED)?;
     let views: BTreeMap<_, _> = views.tensors().into_iter().collect();
-    if digest(text, views.iter().map(|(name, view)| (name, view))) != *sealed {
+    if digest(text, views.iter()) != *sealed {
         bail!("{DAMAGED}: its bytes are not those that were written");
     }
     #[derive(Deserialize)]

@@ -84,10 +84,7 @@ mod processes {
         }
         run.0.kill().unwrap();
         let status = run.0.wait().unwrap();
-        match status.code() {
-            Some(_) => Some(status),
-            None => None,
-        }
+        status.code().map(|_| status)
     }
 
     #[test]
