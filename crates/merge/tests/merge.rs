@@ -389,10 +389,7 @@ fn types_are_kept() {
     let merged = SafeTensors::deserialize(&bytes).unwrap();
     let half = merged.tensor("h").unwrap();
     assert_eq!(half.dtype(), Dtype::F16);
-    assert_eq!(
-        half.data(),
-        [f16::from_f32(1.5).to_le_bytes(); 3].concat()
-    );
+    assert_eq!(half.data(), [f16::from_f32(1.5).to_le_bytes(); 3].concat());
     assert_eq!(merged.tensor("n").unwrap().data(), 7i64.to_le_bytes());
     sources.models[1] = file("b", 2.0, 8);
     let text = files(&Rule::Average, &sources, &out)
