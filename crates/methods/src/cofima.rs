@@ -291,7 +291,8 @@ impl Merging {
             .merge
             .merged(&self.before, &new, informed, reference)?;
         for (name, value) in &merged {
-            self.slow.whole.set(name, value)?;
+            // What only the new network has is taken as it is: a variable cannot be set to its own value.
+            self.slow.whole.set(name, &value.copy()?)?;
         }
         Ok(())
     }
