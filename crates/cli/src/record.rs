@@ -67,7 +67,8 @@ impl RunDir {
         }
         let hint = || format!("{}: cannot be written; give another --out", path.display());
         fs::create_dir_all(path).with_context(hint)?;
-        tempfile::tempfile_in(path).with_context(hint)?;
+        clear_unfinished(path)?;
+        unfinished(path).with_context(hint)?;
         let kept = path.join(CHECKPOINT);
         if kept.exists() && !overwrite {
             bail!(
@@ -89,13 +90,7 @@ impl RunDir {
         if !path.join(REPORT).exists() && !path.join(CHECKPOINT).exists() {
             return Self::create(path, false);
         }
-        // What a process that was killed was writing.
-        for entry in fs::read_dir(path).with_context(|| path.display().to_string())? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-                remove(&entry.path())?;
-            }
-        }
+        clear_unfinished(path)?;
         Ok(Self {
             path: path.to_owned(),
         })
@@ -155,6 +150,17 @@ impl RunDir {
         self.write(REPORT, &json(report)?)?;
         remove(&self.path.join(CHECKPOINT))
     }
+}
+
+/// Removes what a process that was killed was writing.
+fn clear_unfinished(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// `base`, `base-2`, `base-3` …

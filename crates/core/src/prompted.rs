@@ -188,7 +188,6 @@ impl<P: Prompt> Method for Prompted<P> {
         for task in tasks {
             self.begin_task(task)?;
         }
-        self.current = None;
         self.params.load_state(state)
     }
 

@@ -195,7 +195,6 @@ impl Method for FirstSession {
             self.begin_task(task)?;
         }
         let rest = self.means.load(tasks, state)?;
-        self.session = None;
         self.params.load_state(&rest)
     }
 
@@ -211,11 +210,9 @@ impl Method for FirstSession {
     fn resume(&mut self, tasks: &[TaskInfo], state: &State, mut session: Session) -> Result<()> {
         self.restore(tasks, state)?;
         self.means.resume(session.take_part("means"))?;
-        let moments = session.take_part("optimizer");
-        if let (false, [task]) = (moments.is_empty(), tasks) {
-            let mut optimizer = Optimizer::new(self.params.named(), &self.train)?;
-            optimizer.resume(moments)?;
-            self.session = Some((task.clone(), optimizer));
+        match (session.take_part("optimizer"), &mut self.session) {
+            (moments, Some((_, optimizer))) if !moments.is_empty() => optimizer.resume(moments)?,
+            _ => self.session = None,
         }
         session.end()
     }

@@ -154,9 +154,12 @@ impl<C: Classifier> Method for OneLook<C> {
         self.look.trainable()
     }
 
+    /// As long as the first task is trained on, the classifier has seen nothing.
     fn state(&self) -> Result<State> {
         let mut state = self.look.state()?;
-        self.classifier.save(&mut state)?;
+        if !self.look.trains() {
+            self.classifier.save(&mut state)?;
+        }
         Ok(state)
     }
 
@@ -173,7 +176,6 @@ impl<C: Classifier> Method for OneLook<C> {
         self.look.session()
     }
 
-    /// As long as the first task is trained on, the classifier has seen nothing.
     fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()> {
         if session.is_empty() {
             return self.restore(tasks, state);
@@ -181,11 +183,7 @@ impl<C: Classifier> Method for OneLook<C> {
         for task in tasks {
             self.begin_task(task)?;
         }
-        let mut nothing = State::new();
-        self.classifier.save(&mut nothing)?;
-        let mut rest = state.clone();
-        rest.retain(|name, _| !nothing.contains_key(name));
-        self.look.resume(&rest, session)
+        self.look.resume(state, session)
     }
 }
 

@@ -41,7 +41,7 @@ pub fn resuming(build: Build<'_>, stream: &Stream) -> Result<()> {
                 stopped = taken_up(build, stopped.as_ref(), &begun)?;
             }
         }
-        if bits(&through.state()?)? != bits(&stopped.state()?)? {
+        if epochs > 0 && bits(&through.state()?)? != bits(&stopped.state()?)? {
             return broken(&format!(
                 "taken up on the way, the training of task {} leaves other parameters",
                 task.info.index + 1
