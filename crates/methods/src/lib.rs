@@ -219,7 +219,7 @@ impl MethodConfig {
             (Self::NearestMean(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::Knn(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::JointRidge(config), _) => Box::new(config.build(backbone, eval_batch, seed)?),
-            (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)?),
+            (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
             (_, None) => return Err(self.needs_train()),
         })
     }

@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
-use candlewick_core::{Backbone, Result};
+use candlewick_core::Backbone;
 use serde::{Deserialize, Serialize};
 
 use crate::classifier::OneLook;
 use crate::nearest_mean::{Distance, Nearest, NearestMean};
+use crate::tuning::Look;
 
 /// `[method] name = "simplecil"` has no keys of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,11 +20,12 @@ pub struct SimpleCil {}
 
 impl SimpleCil {
     /// `batch` images are looked at together; it does not change the result.
-    pub fn build(&self, backbone: Arc<dyn Backbone>, batch: usize) -> Result<OneLook<Nearest>> {
+    pub fn build(&self, backbone: Arc<dyn Backbone>, batch: usize) -> OneLook<Nearest> {
         let means = NearestMean {
             distance: Distance::Cosine,
             shrinkage: None,
         };
-        means.build(backbone, batch)
+        let nearest = means.classifier(backbone.spec().dim, 1);
+        OneLook::new(Look::frozen(backbone), nearest, batch)
     }
 }

@@ -139,7 +139,7 @@ fn label(row: &[f32]) -> usize {
 /// pieces to let the adapter in. Of halves that are the same bits, scores are too: see `statistics`.
 #[test]
 fn an_adapter_without_epochs_is_simplecil() {
-    let simple = learn_without_epochs(&mut SimpleCil {}.build(micro(), 16).unwrap());
+    let simple = learn_without_epochs(&mut SimpleCil {}.build(micro(), 16));
     let aper = learn_without_epochs(&mut build(adapter(4)));
     for (a, b) in simple.iter().flatten().zip(aper.iter().flatten()) {
         assert_eq!(label(a), label(b));
