@@ -79,7 +79,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         test: Arc::new(Discs::new(1)),
     };
     let stream = tasks(&parts, 2, &preprocess)?;
-    let mut method = SimpleCil {}.build(backbone, 8)?;
+    let mut method = SimpleCil {}.build(backbone, 8);
     let options = RunOptions {
         seed: 1,
         eval_batch: 8,

@@ -11,7 +11,7 @@ use candlewick_methods::SimpleCil;
 fn main() -> Result<(), Box<dyn Error>> {
     let (backbone, preprocess) = vit_micro()?;
     let stream = tasks(&candlewick_data::demo()?, 10, &preprocess)?;
-    let mut method = SimpleCil {}.build(backbone, 32)?;
+    let mut method = SimpleCil {}.build(backbone, 32);
     let options = RunOptions {
         seed: 1,
         eval_batch: 32,
