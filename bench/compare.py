@@ -33,7 +33,7 @@ TOLERANCE = {
     "f32": {"features": (5e-5, 0.99999), "gradients": (2e-4, 0.9999)},
     "bf16": {"features": (0.03, 0.999), "gradients": (0.1, 0.99)},
 }
-STEPS = ["l2p", "dualprompt", "coda", "l2p-full"]
+STEPS = ["l2p", "dualprompt", "coda", "l2p-full", "cofima", "cofima-checkpoint"]
 
 
 class Failed(Exception):
@@ -130,7 +130,9 @@ class Case:
         self.flops = report.flops(vit, case) * batch
         self.ours, self.theirs, self.notes, self.failed = [], [], [], []
         file = fixtures.inputs(vit, case, batch, folder / "inputs.safetensors")
-        what = {"images": file} if case == "forward" else {"kind": case, "inputs": file}
+        kind = case.removesuffix("-checkpoint")
+        self.load = {"checkpoint": True} if kind != case else {}
+        what = {"images": file} if case == "forward" else {"kind": kind, "inputs": file}
         self.job = {"op": "forward" if case == "forward" else "step", **what}
 
     def run(self):
@@ -167,6 +169,7 @@ class Case:
                     precision=precision,
                     threads=self.options.threads,
                     heads=self.heads,
+                    **self.load,
                 )
             except Failed as e:
                 self.note(str(e))
@@ -192,7 +195,7 @@ class Case:
             out = reference if variant == "f32" else self.folder / "theirs.safetensors"
             try:
                 model = fixtures.models()[self.model]
-                load = {"weights": self.weights, "variant": variant, "threads": self.options.threads}
+                load = {"weights": self.weights, "variant": variant, "threads": self.options.threads, **self.load}
                 side.ask(op="load", model=model, **load)
                 side.warm_up(self.job, out)
                 check(side, out, reference, self.case)

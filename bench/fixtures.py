@@ -60,6 +60,8 @@ def prompt_shapes(kind, dim):
     if kind == "dualprompt":
         general = {f"g.{i}": (2, 5, dim) for i in (0, 1)}
         return general | {f"e.{i}": (10, 2, 20, dim) for i in (2, 3, 4)} | {"keys": (10, dim)}
+    if kind.startswith("cofima"):
+        return {}
     shapes = {}
     for i in range(5):
         shapes |= {f"p.{i}": (100, 8, dim), f"k.{i}": (100, dim), f"a.{i}": (100, dim)}

@@ -32,6 +32,9 @@ def flops(vit, case):
     total = patch + len(vit.blocks) * linear + attention
     if case == "forward":
         return total
+    if case.startswith("cofima"):
+        # Weights have gradients too; the images have none.
+        return total + patch + 2 * (len(vit.blocks) * linear + attention)
     unneeded = 0 if prompts else 2 * n * 3 * d * d
     total += len(vit.blocks) * linear - unneeded + 2 * attention
     return total + flops(vit, "forward") if case == "l2p-full" else total

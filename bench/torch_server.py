@@ -4,6 +4,7 @@ Frozen weights have no gradient, attention is torch's fused one, prefixes are co
 Adam is the fused one. `variant` names what else is switched on, see VARIANTS.
 """
 
+import copy
 import json
 import sys
 import time
@@ -98,8 +99,24 @@ class Prompted(nn.Module):
         return F.cross_entropy(logits, labels) + aux
 
 
+class Whole(nn.Module):
+    """The loss of a backbone that trains, every weight of it."""
+
+    def __init__(self, vit, params, autocast, checkpoint):
+        super().__init__()
+        self.vit, self.autocast = copy.deepcopy(vit).requires_grad_(True), autocast
+        self.vit.set_grad_checkpointing(checkpoint)
+        self.params = {name: nn.Parameter(value) for name, value in params.items()}
+
+    def forward(self, images, labels, query):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            x = self.vit(images)
+        return F.cross_entropy(x.float() @ self.params["head.weight"].T + self.params["head.bias"], labels)
+
+
 class Server:
-    def load(self, model, weights, variant, threads):
+    def load(self, model, weights, variant, threads, checkpoint=False):
+        self.checkpoint = checkpoint
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
         self.bf16, self.compiles = VARIANTS[variant]
@@ -138,14 +155,26 @@ class Server:
         given = load_file(inputs)
         params = {k.removeprefix("param."): v for k, v in given.items() if k.startswith("param.")}
         if kind not in self.nets:
-            net = Prompted(self.vit, kind, params, self.bf16 == "autocast")
+            autocast = self.bf16 == "autocast"
+            if kind == "cofima":
+                net = Whole(self.vit, params, autocast, self.checkpoint)
+            else:
+                net = Prompted(self.vit, kind, params, autocast)
             self.nets[kind] = net, self.compiled(net)
         net, run = self.nets[kind]
         with torch.no_grad():
             for name, value in params.items():
                 net.params[name].copy_(value)
+            if kind == "cofima":
+                net.vit.load_state_dict(self.vit.state_dict())
         images, labels = given["images"], given["labels"].long()
-        optimizer = torch.optim.Adam(net.params.values(), lr=1e-3, fused=True)
+        trained = dict(net.params)
+        if kind == "cofima":
+            trained |= {f"backbone.{name}": p for name, p in net.vit.named_parameters()}
+            groups = [{"params": net.vit.parameters(), "lr": 1e-4}, {"params": net.params.values(), "lr": 1e-2}]
+            optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4, fused=True)
+        else:
+            optimizer = torch.optim.Adam(net.params.values(), lr=1e-3, fused=True)
 
         def loss():
             query = self.features(images).float().clone() if kind == "l2p-full" else given["query"]
@@ -163,7 +192,7 @@ class Server:
             optimizer.zero_grad(set_to_none=True)
             value = loss()
             value.backward()
-            grads = {f"grad.{name}": net.params[name].grad.contiguous() for name in params}
+            grads = {f"grad.{name}": p.grad.float().contiguous() for name, p in trained.items()}
             save_file({"loss": value.detach().float(), **grads}, out)
         return {"seconds": timed(reps, step)}
 

@@ -21,6 +21,9 @@ pub enum Kind {
     DualPrompt,
     /// Prefixes of 4 keys and 4 values in blocks 0 to 4, weighted sums of 100 components.
     Coda,
+    /// No prompt: every weight of the backbone trains, as in the first stage of SLCA and CoFiMA.
+    #[serde(rename = "cofima")]
+    CoFiMa,
 }
 
 impl Kind {
@@ -28,7 +31,7 @@ impl Kind {
     pub fn pool(self) -> Pool {
         match self {
             Self::L2p | Self::L2pFull => Pool::PromptMean,
-            Self::DualPrompt | Self::Coda => Pool::Cls,
+            Self::DualPrompt | Self::Coda | Self::CoFiMa => Pool::Cls,
         }
     }
 
@@ -46,6 +49,7 @@ impl Kind {
                 let keys = [named("keys", &[POOL, dim])];
                 general.into_iter().chain(expert).chain(keys).collect()
             }
+            Self::CoFiMa => vec![],
             Self::Coda => (0..CODA_BLOCKS)
                 .flat_map(|i| {
                     [
@@ -98,6 +102,8 @@ pub enum Prompts {
         /// Attention heads.
         heads: usize,
     },
+    /// None.
+    Empty,
 }
 
 impl Prompts {
@@ -124,6 +130,7 @@ impl Prompts {
                 keys: get("keys")?,
                 heads,
             },
+            Kind::CoFiMa => Self::Empty,
             Kind::Coda => Self::Coda {
                 blocks: (0..CODA_BLOCKS)
                     .map(|i| {
@@ -139,6 +146,9 @@ impl Prompts {
 
 impl Prompt for Prompts {
     fn inject(&self, site: Site, _: &Tensor, cue: &Cue) -> Result<Injection> {
+        if let Self::Empty = self {
+            return Ok(Injection::default());
+        }
         let query = cue.query.as_ref().ok_or_else(|| Error::State {
             problem: "a prompt was asked without a query".into(),
         })?;

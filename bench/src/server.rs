@@ -31,6 +31,9 @@ pub enum Request {
         image_size: Option<usize>,
         /// Attention heads; left out for one per 64 dimensions.
         heads: Option<usize>,
+        /// Whether blocks that train are run again in the backward pass.
+        #[serde(default)]
+        checkpoint: bool,
     },
     /// CLS features of the tensor `images`, without prompts.
     Forward {
@@ -103,11 +106,13 @@ impl Server {
                 threads,
                 image_size,
                 heads,
+                checkpoint,
             } => {
                 self.use_threads(threads)?;
                 let options = precision.apply(Options {
                     heads,
                     image_size,
+                    checkpoint_activations: checkpoint,
                     ..Options::default()
                 });
                 self.vit = None;

@@ -1,9 +1,11 @@
 //! One training step: forward, loss, backward, update.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
+use candlewick_core::optim::Group;
 use candlewick_core::train::masked_cross_entropy;
 use candlewick_core::{Backbone, Cue, Optimizer, Outputs, Pool, Train};
 use serde_json::json;
@@ -11,9 +13,14 @@ use serde_json::json;
 use crate::inputs::{self, Inputs, PARAM};
 use crate::prompts::{Kind, Prompts};
 
-/// A batch, a prompt, a head and their optimiser on a frozen backbone.
+/// Before the names of a backbone's weights.
+const BACKBONE: &str = "backbone.";
+
+/// A batch, a prompt, a head and their optimiser on a frozen backbone, or on one that trains.
 pub struct Step<'a> {
     backbone: &'a dyn Backbone,
+    /// The one that trains.
+    own: Option<Arc<dyn Backbone>>,
     kind: Kind,
     images: Tensor,
     labels: Vec<u32>,
@@ -43,22 +50,43 @@ impl<'a> Step<'a> {
         };
         let prompts = Prompts::new(kind, spec.heads, get)?;
         // As a recipe has it: what is left out keeps its default.
-        let mut rule: Train = serde_json::from_value(json!({
-            "epochs": 1, "batch": 1, "optimizer": "adam", "lr": 1e-3,
-        }))?;
+        let rule = match kind {
+            Kind::CoFiMa => json!({
+                "epochs": 1, "batch": 1, "optimizer": "sgd", "lr": 1e-2, "weight_decay": 5e-4,
+            }),
+            _ => json!({ "epochs": 1, "batch": 1, "optimizer": "adam", "lr": 1e-3 }),
+        };
+        let mut rule: Train = serde_json::from_value(rule)?;
         rule.clip = (kind == Kind::L2pFull).then_some(1.0);
+        let mut own = None;
+        if kind == Kind::CoFiMa {
+            let thawed = backbone.thaw()?;
+            let named = thawed.weights.into_iter();
+            vars.extend(named.map(|(name, var)| (format!("{BACKBONE}{name}"), var)));
+            own = Some(thawed.backbone);
+        }
+        let (slow, fast) = vars
+            .clone()
+            .into_iter()
+            .partition(|(name, _)| name.starts_with(BACKBONE));
+        let group = |vars, lr| Group {
+            vars,
+            lr,
+            weight_decay: None,
+        };
         Ok(Self {
             backbone,
+            own,
             kind,
             images: inputs::take(given, "images")?,
             labels: inputs::take(given, "labels")?
                 .to_dtype(DType::U32)?
                 .to_vec1()?,
             query: match kind {
-                Kind::L2pFull => None,
+                Kind::L2pFull | Kind::CoFiMa => None,
                 _ => Some(inputs::take(given, "query")?),
             },
-            optimizer: Optimizer::new(vars.clone().into_iter().collect(), &rule)?,
+            optimizer: Optimizer::grouped(vec![group(slow, 0.01), group(fast, 1.0)], &rule)?,
             vars,
             prompts,
         })
@@ -66,17 +94,19 @@ impl<'a> Step<'a> {
 
     /// The training loss at the present parameters.
     pub fn loss(&self) -> Result<Tensor> {
-        let query = match &self.query {
-            Some(query) => query.clone(),
-            None => self.backbone.query(&self.images)?,
+        let query = match (&self.query, self.kind) {
+            (_, Kind::CoFiMa) => None,
+            (Some(query), _) => Some(query.clone()),
+            (None, _) => Some(self.backbone.query(&self.images)?),
         };
         let cue = Cue {
-            query: Some(query),
+            query,
             task: Some(0),
             train: true,
             outputs: Outputs::Head,
         };
-        let features = self.backbone.forward(&self.images, &self.prompts, &cue)?;
+        let backbone = self.own.as_deref().unwrap_or(self.backbone);
+        let features = backbone.forward(&self.images, &self.prompts, &cue)?;
         let pooled = match self.kind.pool() {
             Pool::Cls => features.cls()?,
             Pool::PromptMean => features.prompt_mean()?,

@@ -73,6 +73,7 @@ fn features_gradients_and_seconds_come_back() {
         ("l2p-full", Kind::L2pFull),
         ("dualprompt", Kind::DualPrompt),
         ("coda", Kind::Coda),
+        ("cofima", Kind::CoFiMa),
     ] {
         let given = inputs::draw(kind, vit.spec(), 2, 7).unwrap();
         safetensors::save(&given, &input).unwrap();

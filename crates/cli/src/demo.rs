@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::checkpoint::Checkpoints;
 use crate::machine;
 use crate::prepare::Plan;
 use crate::print;
@@ -53,7 +54,15 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
     for plan in &plans {
         let name = plan.method.about().name;
         let dir = RunDir::create(&out.join(name), true)?;
-        reports.push(execute(plan, &loaded, &dir, name, started, &stop)?);
+        reports.push(execute(
+            plan,
+            &loaded,
+            &dir,
+            name,
+            started,
+            &stop,
+            Checkpoints::default(),
+        )?);
         started = Instant::now();
     }
     let names: Vec<String> = RECIPES.iter().map(|(name, _)| (*name).to_owned()).collect();

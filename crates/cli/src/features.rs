@@ -13,6 +13,7 @@ use candlewick_store::{Dtype, Identity, Key, Store, Writer, merge};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::kept::{self, ClearArgs, ListArgs};
 use crate::machine;
 use crate::prepare::{Loaded, Plan};
 use crate::print;
@@ -69,6 +70,10 @@ enum Action {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// What is kept, of what, and since when
+    List(ListArgs),
+    /// Remove files; what another process writes stays
+    Clear(ClearArgs),
 }
 
 /// One of `of` parts, counted from 0 as job arrays do.
@@ -100,6 +105,8 @@ pub fn features(args: &FeaturesArgs) -> Result<()> {
     match &args.action {
         Some(Action::Merge { shards, into }) => return merge_shards(shards, into.as_deref()),
         Some(Action::Check { files }) => return check(files),
+        Some(Action::List(args)) => return kept::list(args),
+        Some(Action::Clear(args)) => return kept::clear(args),
         None => {}
     }
     let Some(recipe) = &args.recipe else {
@@ -270,7 +277,7 @@ impl Images {
     }
 }
 
-fn identity(plan: &Plan, loaded: &Loaded) -> Identity {
+pub fn identity(plan: &Plan, loaded: &Loaded) -> Identity {
     let spec = loaded.vit.spec();
     Identity {
         feature: "cls".into(),
@@ -312,7 +319,7 @@ pub fn code() -> String {
 }
 
 /// `$CANDLEWICK_FEATURES`, or `features` in the working directory.
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     match std::env::var_os("CANDLEWICK_FEATURES") {
         Some(path) if !path.is_empty() => path.into(),
         _ => "features".into(),
@@ -337,7 +344,8 @@ fn place(plan: &Plan, identity: &Identity, mark: &str) -> PathBuf {
     ))
 }
 
-const ENDING: &str = ".features";
+/// Of a store's name.
+pub const ENDING: &str = ".features";
 
 fn last_part(path: &str) -> String {
     let mut parts = path.split(['/', '\\']).filter(|part| !part.is_empty());

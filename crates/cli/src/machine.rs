@@ -47,3 +47,21 @@ pub fn peak() -> Option<u64> {
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
 }
+
+/// Bytes that may be asked for without driving others out: what the system has left, or the group that this process was put in;
+/// Linux tells.
+pub fn available() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let left = read("/proc/meminfo").and_then(|text| {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("MemAvailable:"))?;
+        Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
+    });
+    let group = "/sys/fs/cgroup/memory";
+    let own = number(&format!("{group}.max"))
+        .zip(number(&format!("{group}.current")))
+        .map(|(most, now)| most.saturating_sub(now));
+    left.into_iter().chain(own).min()
+}

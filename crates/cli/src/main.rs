@@ -1,12 +1,17 @@
 //! The `candlewick` command.
 
+mod checkpoint;
+mod data;
 mod demo;
 mod features;
+mod kept;
+mod learned;
 mod machine;
 mod merge;
 mod outlook;
 mod plot;
 mod precision;
+mod predict;
 mod prepare;
 mod recipe;
 mod record;
@@ -42,6 +47,13 @@ enum Command {
     Features(features::FeaturesArgs),
     /// Run methods, class orders and settings over the same features, on all cores, into one table
     Sweep(sweep::SweepArgs),
+    /// Name the classes of images with what a finished run has learned
+    Predict(predict::PredictArgs),
+    /// Add a class to a finished run from a folder of images
+    Learn(predict::LearnArgs),
+    /// Divide a data set
+    #[command(subcommand)]
+    Data(data::Data),
     /// Run three methods on the images and the backbone inside this program
     Demo(demo::DemoArgs),
     /// List, show and fetch pretrained backbones
@@ -91,6 +103,9 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Features(args) => features::features(&args),
         Command::Sweep(args) => sweep::sweep(&args),
+        Command::Predict(args) => predict::predict(&args),
+        Command::Learn(args) => predict::learn(&args),
+        Command::Data(command) => data::data(&command),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),
         Command::Methods { compat: false } => methods(),
@@ -133,9 +148,17 @@ fn print(text: &str) -> Result<()> {
 fn methods() -> Result<()> {
     let rows = METHODS.iter().map(|m| {
         let trains = if m.trains { "yes" } else { "no" };
-        vec![m.name.into(), m.what.into(), trains.into(), m.paper.into()]
+        let kept = m.features_kept();
+        vec![
+            m.name.into(),
+            m.what.into(),
+            trains.into(),
+            kept.into(),
+            m.paper.into(),
+        ]
     });
-    print(&table::list(&["method", "what", "[train]", "paper"], rows))
+    let head = ["method", "what", "[train]", "features kept", "paper"];
+    print(&table::list(&head, rows))
 }
 
 fn switches() -> Result<()> {

@@ -1,7 +1,7 @@
 //! `--dry-run`: what a run would do, before anything is downloaded or trained.
 
 use anyhow::Result;
-use candlewick_core::Spec;
+use candlewick_core::{Scenario, Spec};
 
 use crate::precision::Precision;
 use crate::prepare::{Outlook, Plan};
@@ -45,29 +45,26 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
             text += "          its sizes are known once it is here: candlewick backbones pull\n";
         }
     }
+    let domains: &[String] = match &plan.stream.scenario {
+        Scenario::DomainIncremental(names) => names,
+        _ => &[],
+    };
     let rows = plan.stream.tasks.iter().map(|task| {
         let info = &task.info;
-        vec![
-            (info.index + 1).to_string(),
+        let mut row = vec![(info.index + 1).to_string()];
+        row.extend(domains.get(info.index).cloned());
+        row.extend([
             info.classes.len().to_string(),
             info.train_len.to_string(),
             info.test_len.to_string(),
             preview(&plan.stream.class_names[info.classes.clone()]),
-        ]
+        ]);
+        row
     });
-    text += &format!(
-        "\n{}",
-        table::list(
-            &[
-                "task",
-                "classes",
-                "train images",
-                "test images",
-                "first classes"
-            ],
-            rows
-        )
-    );
+    let mut head = vec!["task"];
+    head.extend((!domains.is_empty()).then_some("domain"));
+    head.extend(["classes", "train images", "test images", "first classes"]);
+    text += &format!("\n{}", table::list(&head, rows));
     let total = |f: fn(&candlewick_core::TaskInfo) -> usize| -> usize {
         plan.stream.tasks.iter().map(|t| f(&t.info)).sum()
     };
@@ -99,8 +96,13 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
     // Alive at once in a plain block: residual, norm, qkv and its split, scores twice; or the MLP.
     let alive = (tokens * 8 * d + 2 * scores).max(tokens * (2 * d + 3 * spec.mlp_dim));
     let looking = f32s(plan.recipe.data.eval_batch * alive);
-    // Kept by every block for the backward pass.
-    let kept = spec.depth * (tokens * (24 * d + 4 * spec.mlp_dim) + 5 * scores);
+    // Kept by every block for the backward pass, or by one at a time.
+    let block = tokens * (24 * d + 4 * spec.mlp_dim) + 5 * scores;
+    let whole = plan.method.trains_backbone();
+    let kept = match whole && plan.recipe.checkpoint_activations {
+        true => spec.depth * tokens * d + block,
+        false => spec.depth * block,
+    };
     let training = match &plan.recipe.train {
         Some(train) if plan.method.about().name != "linear" => f32s(train.batch * kept),
         _ => 0,
@@ -118,5 +120,8 @@ fn memory(plan: &Plan, spec: &Spec) -> u64 {
         _ => 0,
     };
     let waiting = f32s(3 * plan.recipe.data.eval_batch * 3 * spec.image_size * spec.image_size);
-    weights + copies + looking.max(training) + waiting + f32s(images * d)
+    // A backbone that trains is there once more, with a gradient and a moment of each weight.
+    let trained = if whole { 3 * weights } else { 0 };
+    let own = plan.memory(d);
+    weights + copies + trained + looking.max(training) + waiting + f32s(images * d) + own
 }

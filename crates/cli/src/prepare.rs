@@ -8,14 +8,14 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::report::{class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
-use candlewick_data::{Loader, Parts, Preprocess, Source, demo};
-use candlewick_methods::MethodConfig;
+use candlewick_data::{Loader, Parts, Preprocess, Preset, Source, demo};
+use candlewick_methods::{Extent, MethodConfig};
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
 use sha2::{Digest as _, Sha256};
 
 use crate::features::Keep;
-use crate::recipe::Recipe;
+use crate::recipe::{PRESET, Recipe};
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
 pub struct Plan {
@@ -58,7 +58,7 @@ impl Plan {
             None => std::thread::available_parallelism()?.get(),
         };
         let parts = match recipe.folder() {
-            Some(folder) => folder.open()?,
+            Some(folder) => folder.open().map_err(|e| anyhow!(e.within("data")))?,
             None => demo()?,
         };
         if let (None, Some(expected)) = (&recipe.data.path, recipe.data.expected_images) {
@@ -77,8 +77,17 @@ impl Plan {
         method
             .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
+        let stream = match method.wants_all_seen() {
+            true => stream.cumulative(),
+            false => stream,
+        };
         let mut recipe = recipe;
+        let preset = recipe.preset(origin)?;
         recipe.preprocess = toml::Table::try_from(&preprocess)?;
+        if let Some(preset) = preset {
+            let name = toml::Value::String(preset.name.into());
+            recipe.preprocess.insert(PRESET.into(), name);
+        }
         recipe.threads = Some(threads);
         // What it was here, so that the written recipe gives the same numbers elsewhere or refuses.
         recipe.precision = precision;
@@ -104,7 +113,12 @@ impl Plan {
     /// Equal for plans that load the same backbone.
     pub fn backbone_key(&self) -> Result<String> {
         let recipe = &self.recipe;
-        let machine = (&recipe.device, recipe.precision, self.image_size()?);
+        let machine = (
+            &recipe.device,
+            recipe.precision,
+            recipe.checkpoint_activations,
+            self.image_size()?,
+        );
         Ok(format!("{}{machine:?}", toml::to_string(&recipe.backbone)?))
     }
 
@@ -133,12 +147,7 @@ impl Plan {
 
     /// The side of the images the backbone will see.
     fn image_size(&self) -> Result<usize> {
-        match self.loader.transform().size() {
-            (h, w) if h == w => Ok(h),
-            (h, w) => bail!(
-                "[preprocess]: images become {h}x{w}, but the backbone needs square ones; set crop"
-            ),
-        }
+        square(&self.loader)
     }
 
     /// Finds the weights, fetching them if need be, and loads them.
@@ -164,22 +173,30 @@ impl Plan {
     }
 
     pub fn fingerprint(&self, loaded: &Loaded) -> Fingerprint {
-        let split = [
-            self.parts.train.fingerprint(),
-            self.parts.test.fingerprint(),
-        ];
         Fingerprint {
             backbone: self.recipe.backbone.label(),
             weights: loaded.located.sha256.clone(),
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
-            split: hex(&Sha256::digest(split.concat())),
+            preset: self.preset(),
+            split: split_hash(&self.parts),
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
             device: self.recipe.device.clone(),
             dtype: loaded.vit.precision().name().into(),
             seed: self.recipe.seed,
             compat: self.compat(),
+        }
+    }
+
+    /// The preset that the preprocessing is, or that it was made from.
+    fn preset(&self) -> Option<String> {
+        let name = self.recipe.preprocess.get(PRESET)?.as_str()?;
+        let preset = Preset::find(name)?;
+        let own: Option<Preprocess> = toml::from_str(preset.keys()).ok();
+        match own.as_ref() == Some(&self.preprocess) {
+            true => Some(name.to_owned()),
+            false => Some(format!("{name}, changed")),
         }
     }
 
@@ -229,6 +246,18 @@ impl Plan {
         }))
     }
 
+    /// Bytes that the method has in use besides the backbone, on features of `dim` values.
+    pub fn memory(&self, dim: usize) -> u64 {
+        let tasks = || self.stream.tasks.iter().map(|task| &task.info);
+        self.method.memory(&Extent {
+            dim,
+            classes: tasks().map(|t| t.classes.end).max().unwrap_or(0),
+            images: tasks().map(|t| t.train_len).sum(),
+            task: tasks().map(|t| t.train_len).max().unwrap_or(0),
+            threads: self.threads,
+        })
+    }
+
     /// Trainable values after the last task, counted on the method itself.
     pub fn trainable(&self, spec: &Spec) -> Result<usize> {
         let mut method = self.build(Arc::new(Blueprint(spec.clone())))?;
@@ -276,7 +305,24 @@ impl Outlook {
     }
 }
 
-fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) -> Result<Located> {
+/// SHA-256 of what is in the training and in the test part.
+pub fn split_hash(parts: &Parts) -> String {
+    let split = [parts.train.fingerprint(), parts.test.fingerprint()];
+    hex(&Sha256::digest(split.concat()))
+}
+
+/// The side of the square images that a loader makes.
+pub fn square(loader: &Loader) -> Result<usize> {
+    match loader.transform().size() {
+        (h, w) if h == w => Ok(h),
+        (h, w) => bail!(
+            "[preprocess]: images become {h}x{w}, but the backbone needs square ones; set crop"
+        ),
+    }
+}
+
+/// Finds a recipe's weights, fetching them if need be and allowed.
+pub fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) -> Result<Located> {
     let table = &recipe.backbone;
     let mut options = Options::new(hub);
     options.revision = table.revision.clone();
@@ -298,7 +344,8 @@ fn path_name(path: PathBuf) -> String {
     }
 }
 
-fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
+/// The backbone of a recipe for images of `size` pixels.
+pub fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
     let weights = match &located.weights {
         candlewick_models::Weights::Path(path) => Weights::open(path)?,
         candlewick_models::Weights::Embedded(bytes) => {
@@ -311,11 +358,13 @@ fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) ->
         image_size: Some(size),
         depth: recipe.backbone.depth,
         precision: recipe.precision.for_vit(),
+        checkpoint_activations: recipe.checkpoint_activations,
     };
     Ok(Vit::load(&weights, &options, device)?)
 }
 
-fn device(name: &str) -> Result<Device> {
+/// By its name in recipes.
+pub fn device(name: &str) -> Result<Device> {
     let (kind, ordinal) = match name.split_once(':') {
         Some((kind, n)) => (kind, n.parse().ok()),
         None => (name, Some(0)),

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::Train;
-use candlewick_data::{Folder, OnCorrupt, Preprocess, TestSplit};
-use candlewick_methods::{METHODS, MethodConfig};
+use candlewick_data::{Folder, OnCorrupt, PRESETS, Preprocess, Preset, TestSplit};
+use candlewick_methods::{METHODS, MethodConfig, replaced};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -29,6 +29,9 @@ pub struct Recipe {
     /// In which numbers features of plain images are kept on disk.
     #[serde(default)]
     pub features: Keep,
+    /// Blocks of a backbone that trains are run again in the backward pass.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_activations: bool,
     pub data: DataTable,
     pub stream: StreamTable,
     pub backbone: BackboneTable,
@@ -154,11 +157,16 @@ impl Recipe {
         let tracked = serde_path_to_error::Deserializer::new(Value::Table(settings), &mut track);
         match MethodConfig::read(&name, tracked) {
             Ok(Some(method)) => Ok(method),
-            Ok(None) => bail!(
-                "{origin}: there is no method `{name}`{}; there are {}",
-                nearest(&name, &names),
-                quoted(&names)
-            ),
+            Ok(None) => match replaced(&name) {
+                Some(instead) => {
+                    bail!("{origin}: there is no method `{name}` any more; write {instead}")
+                }
+                None => bail!(
+                    "{origin}: there is no method `{name}`{}; there are {}",
+                    nearest(&name, &names),
+                    quoted(&names)
+                ),
+            },
             Err(e) => Err(explain(
                 e.message(),
                 &track.path().to_string(),
@@ -204,31 +212,50 @@ impl Recipe {
     pub fn folder(&self) -> Option<Folder> {
         self.data.path.as_ref().map(|path| Folder {
             path: path.clone(),
-            split: self.data.split,
+            split: self.data.split.clone(),
             expected_images: self.data.expected_images,
         })
     }
 
-    /// The card's preprocessing with the recipe's keys laid over it.
+    /// What `preprocess.preset` names.
+    pub fn preset(&self, origin: &str) -> Result<Option<Preset>> {
+        let Some(name) = self.preprocess.get(PRESET) else {
+            return Ok(None);
+        };
+        match name.as_str().and_then(Preset::find) {
+            Some(preset) => Ok(Some(preset)),
+            None => {
+                let names = PRESETS.map(|preset| preset.name).join(", ");
+                bail!("{origin}: preprocess.preset: found {name}, expected one of {names}")
+            }
+        }
+    }
+
+    /// The preset's preprocessing, or the card's, with the recipe's keys laid over it.
     pub fn preprocess(
         &self,
         card: Option<&candlewick_models::Preprocess>,
         origin: &str,
     ) -> Result<Preprocess> {
-        let mut table = match card {
-            Some(card) => Table::try_from(card)?,
-            None => Table::new(),
+        let mut table = match (self.preset(origin)?, card) {
+            (Some(preset), _) => preset.keys().parse()?,
+            (None, Some(card)) => Table::try_from(card)?,
+            (None, None) => Table::new(),
         };
         table.extend(self.preprocess.clone());
+        table.remove(PRESET);
         if card.is_none() && !table.contains_key("mean") {
             bail!(
-                "[preprocess]: nothing beside `{}` says how its images are prepared; set resize, crop, interpolation, mean and std",
+                "[preprocess]: nothing beside `{}` says how its images are prepared; set preset, or resize, crop, interpolation, mean and std",
                 self.backbone.label()
             );
         }
         typed(table, "preprocess", origin)
     }
 }
+
+/// The key of `[preprocess]` that names what the other keys are laid over.
+pub const PRESET: &str = "preset";
 
 /// The data set inside the program.
 pub const DEMO: &str = "emoji-r-mini";
@@ -403,6 +430,10 @@ mod tests {
                 ["`method.top_k`", "this table has no keys"],
             ),
             ("method.name=l2q", ["no method `l2q`", "did you mean `l2p`"]),
+            (
+                "method.name=aper-vpt",
+                ["no method `aper-vpt` any more", "kind = \"vpt-deep\""],
+            ),
             (
                 "data.split.fraction=1",
                 ["`data.split.fraction`", "`test_fraction`"],

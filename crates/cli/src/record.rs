@@ -1,6 +1,7 @@
 //! The run directory: written file by file to temporary names, synced and renamed, `report.json` last. A directory
 //! without it is a run that did not end.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,9 @@ use candlewick_core::report::SCHEMA;
 use candlewick_core::{Outcome, Report, State, Stream, Summary};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
+use crate::checkpoint::CHECKPOINT;
 use crate::plot;
 use crate::watch::TaskTime;
 
@@ -20,8 +23,11 @@ const SUMMARY: &str = "summary.json";
 /// What the method has learned.
 pub const PARAMS: &str = "params.safetensors";
 
+/// Before the names of files that are being written.
+const UNFINISHED: &str = ".candlewick-";
+
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "log.txt",
     "accuracy.csv",
     "predictions.csv",
@@ -29,6 +35,7 @@ const FILES: [&str; 8] = [
     "matrix.svg",
     "pools.svg",
     PARAMS,
+    crate::learned::ADDED,
     "timing.json",
 ];
 
@@ -38,6 +45,8 @@ pub struct Timing {
     pub seconds: f64,
     pub load_seconds: f64,
     pub threads: usize,
+    /// Whether features came from the store, so that no image was looked at in these seconds.
+    pub stored_features: bool,
     /// `None` where the system does not tell.
     pub peak_memory_bytes: Option<u64>,
     pub tasks: Vec<TaskTime>,
@@ -64,7 +73,16 @@ impl RunDir {
         }
         let hint = || format!("{}: cannot be written; give another --out", path.display());
         fs::create_dir_all(path).with_context(hint)?;
-        tempfile::tempfile_in(path).with_context(hint)?;
+        clear_unfinished(path)?;
+        unfinished(path).with_context(hint)?;
+        let kept = path.join(CHECKPOINT);
+        if kept.exists() && !overwrite {
+            bail!(
+                "{}: holds the checkpoint of a run that did not end; go on with --resume, or start anew with --overwrite",
+                path.display()
+            );
+        }
+        remove(&kept)?;
         for name in FILES {
             remove(&path.join(name))?;
         }
@@ -73,16 +91,41 @@ impl RunDir {
         })
     }
 
+    /// The directory as a run has left it, or a new one.
+    pub fn resume(path: &Path) -> Result<Self> {
+        if !path.join(REPORT).exists() && !path.join(CHECKPOINT).exists() {
+            return Self::create(path, false);
+        }
+        clear_unfinished(path)?;
+        // A process that was killed between the two had finished.
+        if path.join(REPORT).exists() {
+            remove(&path.join(CHECKPOINT))?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// The report, if the run has ended.
+    pub fn finished(&self) -> Result<Option<Report>> {
+        match self.path.join(REPORT).exists() {
+            true => read_report(&self.path).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// The first of `base`, `base-2`, `base-3` … that holds no finished run.
     pub fn vacant(base: &Path) -> PathBuf {
-        let mut path = base.to_owned();
-        let mut n = 2;
-        while path.join(REPORT).exists() || path.join(SUMMARY).exists() {
-            let name = base.file_name().unwrap_or_default().to_string_lossy();
-            path = base.with_file_name(format!("{name}-{n}"));
-            n += 1;
-        }
-        path
+        let ended = |path: &PathBuf| path.join(REPORT).exists() || path.join(SUMMARY).exists();
+        let mut places = (1..).map(|n| numbered(base, n));
+        places.find(|path| !ended(path)).unwrap_or_default()
+    }
+
+    /// The last of them that is there, else the first.
+    pub fn latest(base: &Path) -> PathBuf {
+        let places = (1..).map(|n| numbered(base, n));
+        let there = places.take_while(|path| path.exists()).last();
+        there.unwrap_or_else(|| base.to_owned())
     }
 
     pub fn path(&self) -> &Path {
@@ -112,9 +155,30 @@ impl RunDir {
         if !report.pools.is_empty() {
             self.write("pools.svg", plot::pools(report)?.as_bytes())?;
         }
-        self.write(PARAMS, &safetensors(state)?)?;
+        self.write(PARAMS, &safetensors(state, None)?)?;
         self.write("timing.json", &json(timing)?)?;
-        self.write(REPORT, &json(report)?)
+        self.write(REPORT, &json(report)?)?;
+        remove(&self.path.join(CHECKPOINT))
+    }
+}
+
+/// Removes what a process that was killed was writing.
+fn clear_unfinished(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// `base`, `base-2`, `base-3` …
+fn numbered(base: &Path, n: usize) -> PathBuf {
+    let name = base.file_name().unwrap_or_default().to_string_lossy();
+    match n {
+        0 | 1 => base.to_owned(),
+        _ => base.with_file_name(format!("{name}-{n}")),
     }
 }
 
@@ -187,14 +251,19 @@ pub fn read_report(path: &Path) -> Result<Report> {
     })
 }
 
-/// Written under another name, synced and renamed.
-pub fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// A file under another name, to be renamed.
+pub fn unfinished(dir: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".candlewick-");
+    builder.prefix(UNFINISHED);
     // Readable by whoever the user's umask allows, like any file; temporary ones are private otherwise.
     #[cfg(unix)]
     let builder = builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(dir)?;
+    builder.tempfile_in(dir)
+}
+
+/// Written under another name, synced and renamed.
+pub fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = unfinished(dir)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
@@ -220,11 +289,12 @@ fn accuracy_csv(report: &Report) -> Result<Vec<u8>> {
     ];
     head.extend((1..=tasks).map(|t| format!("task_{t}")));
     out.write_record(&head)?;
-    let mut classes = 0;
+    // The same ones again in every domain.
+    let mut classes = BTreeSet::new();
     for (t, row) in report.accuracy_matrix.iter().enumerate() {
-        classes += report.tasks[t].classes.len();
+        classes.extend(&report.tasks[t].classes);
         let accuracy = &report.session_accuracy;
-        let mut record = vec![(t + 1).to_string(), classes.to_string()];
+        let mut record = vec![(t + 1).to_string(), classes.len().to_string()];
         record.push(accuracy.micro[t].to_string());
         record.push(accuracy.macro_[t].to_string());
         record.extend(row.iter().map(f64::to_string));
@@ -245,7 +315,8 @@ fn predictions_csv(outcome: &Outcome, stream: &Stream) -> Result<Vec<u8>> {
     Ok(out.into_inner()?)
 }
 
-fn safetensors(state: &State) -> Result<Vec<u8>> {
+/// Tensors in f32, with a header of one's own.
+pub fn safetensors(state: &State, header: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (name, tensor) in state {
         let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
@@ -259,7 +330,7 @@ fn safetensors(state: &State) -> Result<Vec<u8>> {
             Ok((*name, view))
         })
         .collect::<Result<_>>()?;
-    Ok(safetensors::serialize(views, None)?)
+    Ok(safetensors::serialize(views, header)?)
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use candlewick_core::{
-    Backbone, Error, Outcome, Report, RunOptions, Stream, Summary, run as core_run,
+    Backbone, Error, Method, Outcome, Phase, Report, RunOptions, Standing, Stream, Summary,
+    run as core_run,
 };
 
+use crate::checkpoint::{self, CHECKPOINT, Checkpoints, Every, Keeper, Resumed};
 use crate::features;
 use crate::machine;
 use crate::outlook;
@@ -39,14 +41,27 @@ pub struct RunArgs {
     /// Threads at work at once [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Run blocks that train again in the backward pass: the same numbers in less memory and more time
+    #[arg(long)]
+    checkpoint_activations: bool,
     /// Replace a finished run in --out
     #[arg(long)]
     overwrite: bool,
+    /// Write a checkpoint into the run directory every N steps, after a time (90s, 5m, 2h) or with `task`, and in any case
+    /// at the borders of tasks and at Ctrl-C
+    #[arg(long, value_name = "N|TIME|task")]
+    checkpoint_every: Option<Every>,
+    /// Go on from the checkpoint in --out, to the same result bit for bit
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
 }
 
 pub fn run(args: &RunArgs) -> Result<()> {
     let mut sets = args.set.clone();
     sets.extend(args.threads.map(|n| format!("threads={n}")));
+    if args.checkpoint_activations {
+        sets.push("checkpoint_activations=true".into());
+    }
     let origin = args.recipe.display().to_string();
     let load = |seed: Option<u64>| {
         let seed = seed.map(|seed| format!("seed={seed}"));
@@ -65,16 +80,27 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .unwrap_or_default()
         .to_string_lossy();
     let named = Path::new("runs").join(stem.as_ref());
-    let out = args.out.clone().unwrap_or_else(|| RunDir::vacant(&named));
+    let out = args.out.clone().unwrap_or_else(|| match args.resume {
+        true => RunDir::latest(&named),
+        false => RunDir::vacant(&named),
+    });
+    let checkpoints = Checkpoints {
+        every: args.checkpoint_every,
+        resume: args.resume,
+    };
+    let place = |path: &Path| match args.resume {
+        true => RunDir::resume(path),
+        false => RunDir::create(path, args.overwrite),
+    };
     if args.seeds.is_empty() {
         let (plan, _) = Plan::new(load(None)?, &origin, Some(&bar))?;
-        let dir = RunDir::create(&out, args.overwrite)?;
+        let dir = place(&out)?;
         machine::use_threads(plan.threads)?;
         let stop = watch::interrupted()?;
         let started = Instant::now();
         let loaded = plan.load(&bar)?;
         let label = plan.method.about().name;
-        let report = execute(&plan, &loaded, &dir, label, started, &stop)?;
+        let report = execute(&plan, &loaded, &dir, label, started, &stop, checkpoints)?;
         return print(&format!(
             "\n{}\nThe record is in {}\n",
             table::single(&report),
@@ -94,12 +120,12 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .map(|&seed| Ok(Plan::new(load(Some(seed))?, &origin, Some(&bar))?.0))
         .collect::<Result<Vec<Plan>>>()?;
     // Before any work: that all seeds have a place to go to.
-    record::clear_summary(&out, args.overwrite)?;
+    record::clear_summary(&out, args.overwrite || args.resume)?;
     let dirs = plans
         .iter()
         .map(|plan| {
             let seed = format!("seed-{}", plan.recipe.seed);
-            RunDir::create(&out.join(seed), args.overwrite)
+            place(&out.join(seed))
         })
         .collect::<Result<Vec<RunDir>>>()?;
     machine::use_threads(plans[0].threads)?;
@@ -109,7 +135,15 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let mut reports = Vec::new();
     for (plan, dir) in plans.iter().zip(&dirs) {
         let label = format!("{} seed {}", plan.method.about().name, plan.recipe.seed);
-        reports.push(execute(plan, &loaded, dir, &label, started, &stop)?);
+        reports.push(execute(
+            plan,
+            &loaded,
+            dir,
+            &label,
+            started,
+            &stop,
+            checkpoints,
+        )?);
         started = Instant::now();
     }
     let summary = Summary::new(&reports);
@@ -129,7 +163,20 @@ pub fn execute(
     label: &str,
     started: Instant,
     stop: &AtomicBool,
+    checkpoints: Checkpoints,
 ) -> Result<Report> {
+    let resumed = match checkpoints.resume {
+        true => match dir.finished()? {
+            Some(report) => {
+                let config = dir.path().join("config.toml");
+                checkpoint::is_of(&config, &report.fingerprint, plan, loaded)?;
+                watch::say(&format!("{label} has ended, in {}", dir.path().display()));
+                return Ok(report);
+            }
+            None => checkpoint::read(dir.path(), plan, loaded)?,
+        },
+        false => None,
+    };
     dir.write("config.toml", toml::to_string(&plan.recipe)?.as_bytes())?;
     let load_seconds = started.elapsed().as_secs_f64();
     let (backbone, stream): (Arc<dyn Backbone>, _) = match plan.reads_features() {
@@ -145,8 +192,24 @@ pub fn execute(
         seed: plan.recipe.seed,
         eval_batch: plan.recipe.data.eval_batch,
     };
-    let mut watch = Watch::new(label, &stream, stop);
-    let result = core_run::run(method.as_mut(), &stream, options, &mut watch);
+    let mut watch = Watch::new(label, &stream, stop, plan.reads_features());
+    let before = resumed.as_ref().map_or(0.0, |r| r.seconds);
+    let every = checkpoints.every.or(resumed.as_ref().map(|r| r.every));
+    if let Some(every) = every {
+        watch.keeper = Some(Keeper::new(dir.path(), every, plan, loaded, before)?);
+    }
+    let standing = match resumed {
+        Some(resumed) => take_up(plan, &stream, method.as_mut(), &mut watch, resumed)
+            .with_context(|| dir.path().join(CHECKPOINT).display().to_string())?,
+        None => {
+            if checkpoints.resume {
+                let dir = dir.path().display();
+                watch.say(&format!("no checkpoint in {dir}: from the beginning"));
+            }
+            Standing::default()
+        }
+    };
+    let result = core_run::go_on(method.as_mut(), &stream, options, standing, &mut watch);
     let mut outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -156,8 +219,12 @@ pub fn execute(
             dir.write("log.txt", watch.log.as_bytes())?;
             let text = match error {
                 Error::Interrupted => format!(
-                    "interrupted after {done} of {of} tasks; no report was written, {} holds the log",
-                    dir.path().display()
+                    "interrupted after {done} of {of} tasks; no report was written, {} holds the log{}",
+                    dir.path().display(),
+                    match dir.path().join(CHECKPOINT).exists() {
+                        true => " and a checkpoint, from which --resume goes on",
+                        false => "",
+                    }
                 ),
                 _ => line,
             };
@@ -177,9 +244,10 @@ pub fn execute(
         ));
     }
     let timing = Timing {
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: before + started.elapsed().as_secs_f64(),
         load_seconds,
         threads: plan.threads,
+        stored_features: plan.reads_features(),
         peak_memory_bytes: machine::peak(),
         tasks: watch.times.clone(),
     };
@@ -193,6 +261,37 @@ pub fn execute(
     dir.write("log.txt", watch.log.as_bytes())?;
     dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
     Ok(report)
+}
+
+/// Brings a fresh method and its watch to where a checkpoint was written.
+fn take_up(
+    plan: &Plan,
+    stream: &Stream,
+    method: &mut dyn Method,
+    watch: &mut Watch<'_>,
+    resumed: Resumed,
+) -> Result<Standing> {
+    for name in &resumed.skipped {
+        plan.loader.leave_out(name);
+    }
+    watch.resume(&resumed);
+    let at = resumed.standing;
+    if at != Standing::default() {
+        method.resume(&at.begun(stream), &resumed.state, resumed.session)?;
+    }
+    let place = match at.phase {
+        Phase::Ahead => "at its begin".to_owned(),
+        Phase::Training { epoch, batches } => {
+            format!("behind step {batches} of epoch {}", epoch + 1)
+        }
+        Phase::Learned => "at its evaluation".to_owned(),
+    };
+    watch.say(&format!(
+        "resumed in task {} of {}, {place}",
+        at.task() + 1,
+        stream.tasks.len()
+    ));
+    Ok(at)
 }
 
 /// The report of an outcome, whose cost is completed.

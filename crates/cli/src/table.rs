@@ -17,17 +17,28 @@ fn numbers_right(table: &mut Table) {
     }
 }
 
+/// All names of several lists, each once, in order of appearance: not every scenario has every metric.
+pub fn every_name<'a, L: Iterator<Item = &'a str>>(lists: impl Iterator<Item = L>) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for name in lists.flatten() {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 /// Runs side by side: one column each, then what makes them incomparable.
 pub fn side_by_side(names: &[String], reports: &[&Report]) -> String {
     let mut out = table();
     out.set_header(std::iter::once("%").chain(names.iter().map(String::as_str)));
-    if let Some(first) = reports.first() {
-        for (i, (metric, _, _)) in first.metrics.rows().iter().enumerate() {
-            let values = reports
-                .iter()
-                .map(|r| format!("{:.2}", r.metrics.rows()[i].1));
-            out.add_row(std::iter::once((*metric).to_owned()).chain(values));
-        }
+    let rows: Vec<_> = reports.iter().map(|r| r.metrics.rows()).collect();
+    for metric in every_name(rows.iter().map(|rows| rows.iter().map(|row| row.0))) {
+        let value = |rows: &Vec<(&str, f64, &str)>| {
+            let found = rows.iter().find(|row| row.0 == metric);
+            found.map_or(String::new(), |row| format!("{:.2}", row.1))
+        };
+        out.add_row(std::iter::once(metric.to_owned()).chain(rows.iter().map(value)));
     }
     let count = |f: fn(&Report) -> u64| reports.iter().map(move |r| f(r).to_string());
     let name = |n: &str| std::iter::once(n.to_owned());
@@ -70,10 +81,12 @@ pub fn single(report: &Report) -> String {
     let mut out = table();
     out.set_header(["metric", "%", "definition"]);
     for (name, value, definition) in report.metrics.rows() {
+        // As the scenario has it.
+        let told = report.definitions.get(name).cloned();
         out.add_row([
             name.to_owned(),
             format!("{value:.2}"),
-            definition.to_owned(),
+            told.unwrap_or_else(|| definition.to_owned()),
         ]);
     }
     if let Some(column) = out.column_mut(1) {

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candlewick_core::run::evaluated;
-use candlewick_core::{Error, Event, Observer, Stream};
+use candlewick_core::{Error, Event, Method, Observer, Phase, Scenario, Standing, Stream};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Keeper, Resumed};
 
 /// Set by the first Ctrl-C; a run stops at its next batch. The second ends the program at once.
 pub fn interrupted() -> Result<Arc<AtomicBool>> {
@@ -26,7 +28,7 @@ pub fn interrupted() -> Result<Arc<AtomicBool>> {
 }
 
 /// Seconds and images of one task.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct TaskTime {
     pub train_seconds: f64,
     pub train_images: usize,
@@ -41,18 +43,25 @@ pub struct Watch<'a> {
     label: String,
     bar: ProgressBar,
     plain: bool,
+    /// No image is looked at: there is no rate to speak of.
+    stored: bool,
     started: Instant,
     epoch: usize,
+    /// Seconds of the task's training in the processes before this one.
+    trained: f64,
     /// Tasks that are learned and evaluated.
     pub done: usize,
     /// Time per task, for `timing.json`.
     pub times: Vec<TaskTime>,
     /// What was said, for `log.txt`.
     pub log: String,
+    /// Where checkpoints are written, if they are.
+    pub keeper: Option<Keeper>,
 }
 
 impl<'a> Watch<'a> {
-    pub fn new(label: &str, stream: &'a Stream, stop: &'a AtomicBool) -> Self {
+    /// `stored`: its features come from the store.
+    pub fn new(label: &str, stream: &'a Stream, stop: &'a AtomicBool, stored: bool) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let target = match plain {
             true => ProgressDrawTarget::hidden(),
@@ -62,13 +71,27 @@ impl<'a> Watch<'a> {
             stop,
             stream,
             label: label.to_owned(),
-            bar: ProgressBar::with_draw_target(None, target).with_style(style(label)),
+            bar: ProgressBar::with_draw_target(None, target).with_style(style(label, !stored)),
             plain,
+            stored,
             started: Instant::now(),
             epoch: 0,
+            trained: 0.0,
             done: 0,
             times: Vec::new(),
             log: String::new(),
+            keeper: None,
+        }
+    }
+
+    /// Takes up the log and the times of a run that goes on.
+    pub fn resume(&mut self, resumed: &Resumed) {
+        self.done = resumed.standing.task();
+        self.log = resumed.log.clone();
+        self.times = resumed.times.clone();
+        // Of an evaluation that was cut short, or is repeated.
+        for time in self.times.iter_mut().skip(self.done) {
+            (time.eval_seconds, time.eval_images) = (0.0, 0);
         }
     }
 
@@ -100,14 +123,33 @@ impl<'a> Watch<'a> {
     fn task_end(&mut self, row: &[f64], micro: f64) {
         let accuracies: Vec<String> = row.iter().map(|a| format!("{a:.1}")).collect();
         let time = *self.time();
-        let speed = |images: usize, seconds: f64| images as f64 / seconds.max(1e-9);
+        let speed = |images: usize, seconds: f64| match self.stored {
+            true => String::new(),
+            false => format!(" ({:.0}/s)", images as f64 / seconds.max(1e-9)),
+        };
+        let what = if self.stored {
+            "stored features"
+        } else {
+            "images"
+        };
+        let (t, tasks) = (row.len(), self.stream.tasks.len());
+        let (task, seen) = match &self.stream.scenario {
+            Scenario::DomainIncremental(names) => (
+                format!(" {}", names.get(t - 1).map_or("", String::as_str)),
+                format!("{t} domains seen | per domain"),
+            ),
+            Scenario::TaskIncremental => (
+                String::new(),
+                format!("{t} tasks seen, each among its own classes | per task"),
+            ),
+            Scenario::ClassIncremental => {
+                let classes = self.stream.tasks[t - 1].info.classes.end;
+                (String::new(), format!("{classes} classes seen | per task"))
+            }
+        };
         let line = format!(
-            "{} task {}/{}: {:.2} % on all {} classes seen | per task {} | learned {} images in {:.1} s ({:.0}/s), tested {} in {:.1} s ({:.0}/s)",
+            "{} task {t}/{tasks}{task}: {micro:.2} % on all {seen} {} | learned {} {what} in {:.1} s{}, tested {} in {:.1} s{}",
             self.label,
-            row.len(),
-            self.stream.tasks.len(),
-            micro,
-            self.stream.tasks[row.len() - 1].info.classes.end,
             accuracies.join(" "),
             time.train_images,
             time.train_seconds,
@@ -122,14 +164,20 @@ impl<'a> Watch<'a> {
 
 impl Observer for Watch<'_> {
     fn on(&mut self, event: Event<'_>) -> candlewick_core::Result<()> {
-        if self.stop.load(Ordering::SeqCst) {
+        // Behind a step the run is first written down.
+        let kept = self.keeper.is_some() && matches!(event, Event::Step { .. });
+        if self.stop.load(Ordering::SeqCst) && !kept {
             self.bar.finish_and_clear();
             return Err(Error::Interrupted);
         }
         let of = self.stream.tasks.len();
         match event {
             Event::TaskBegin(task) => {
-                self.times.push(TaskTime::default());
+                // There already where the run goes on inside the task.
+                if self.times.len() == task.index {
+                    self.times.push(TaskTime::default());
+                }
+                self.trained = self.time().train_seconds;
                 self.epoch = usize::MAX;
                 let what = format!("task {}/{of} looking", task.index + 1);
                 self.begin(&what, task.train_len);
@@ -159,7 +207,7 @@ impl Observer for Watch<'_> {
                 self.time().train_images += images;
             }
             Event::Learned(task) => {
-                self.time().train_seconds = self.started.elapsed().as_secs_f64();
+                self.time().train_seconds = self.trained + self.started.elapsed().as_secs_f64();
                 let tested = evaluated(self.stream, task.index);
                 let images = tested.iter().map(|t| t.info.test_len).sum();
                 self.bar.set_prefix("");
@@ -183,6 +231,28 @@ impl Observer for Watch<'_> {
         }
         Ok(())
     }
+
+    fn keep(&mut self, at: &Standing, method: &dyn Method) -> candlewick_core::Result<()> {
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
+        let stop = self.stop.load(Ordering::SeqCst);
+        if keeper.due(at) || stop {
+            let mut times = self.times.clone();
+            if let (Phase::Training { .. }, Some(time)) = (at.phase, times.last_mut()) {
+                time.train_seconds = self.trained + self.started.elapsed().as_secs_f64();
+            }
+            let written = keeper.write(at, method, &self.log, &times);
+            written.map_err(|e| Error::data(std::io::Error::other(format!("{e:#}"))))?;
+        }
+        match stop {
+            true => {
+                self.bar.finish_and_clear();
+                Err(Error::Interrupted)
+            }
+            false => Ok(()),
+        }
+    }
 }
 
 /// A bar for images that are looked at once.
@@ -196,7 +266,7 @@ impl Looking {
     /// `there` images are in `path` already.
     pub fn new(label: &'static str, images: usize, there: usize, path: &Path) -> Self {
         let bar = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new(images as u64).with_style(style(label)),
+            true => ProgressBar::new(images as u64).with_style(style(label, true)),
             false => ProgressBar::hidden(),
         };
         say(&format!(
@@ -299,10 +369,10 @@ impl candlewick_models::Progress for Download {
     }
 }
 
-fn style(label: &str) -> ProgressStyle {
-    let template = format!(
-        "{label} {{msg}} {{wide_bar}} {{prefix}}{{pos}}/{{len}} images {{per_sec}} {{eta}} left"
-    );
+fn style(label: &str, rate: bool) -> ProgressStyle {
+    let rate = if rate { "{per_sec} " } else { "" };
+    let template =
+        format!("{label} {{msg}} {{wide_bar}} {{prefix}}{{pos}}/{{len}} images {rate}{{eta}} left");
     ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

@@ -15,12 +15,16 @@ mod halt;
 mod input;
 #[path = "cli/lab.rs"]
 mod lab;
+#[path = "cli/learned.rs"]
+mod learned;
 #[path = "cli/look.rs"]
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
 #[path = "cli/record.rs"]
 mod record;
+#[path = "cli/resume.rs"]
+mod resume;
 #[path = "cli/same.rs"]
 mod same;
 #[path = "cli/scenario.rs"]

@@ -8,6 +8,7 @@
 //! There are no files, images or network in this crate.
 
 pub mod backbone;
+mod cumulative;
 pub mod error;
 pub mod method;
 pub mod metrics;
@@ -19,6 +20,7 @@ pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod session;
+pub mod standing;
 pub mod task;
 pub mod train;
 pub mod usage;
@@ -37,6 +39,7 @@ pub use report::{Cost, Fingerprint, Prediction, Report, Summary};
 pub use run::{Event, Observer, Outcome, RunOptions};
 pub use schedule::{Schedule, Warmup};
 pub use session::Session;
+pub use standing::{Phase, Standing};
 pub use task::{Batch, Batches, Scenario, Split, Stream, Task, TaskInfo, View};
-pub use train::{Head, OptimizerKind, Train};
+pub use train::{Head, Moments, OptimizerKind, Train};
 pub use usage::{Choice, PoolUse};

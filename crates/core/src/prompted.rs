@@ -117,7 +117,7 @@ impl<P: Prompt> Prompted<P> {
             });
         };
         let (features, aux) = self.features(batch, Some(task.index), true)?;
-        let logits = self.head.task_logits(&features, task.index)?;
+        let logits = self.head.task_logits(&features, &task.classes)?;
         let loss = masked_cross_entropy(&logits, &batch.labels, &task.classes)?;
         Ok(match aux {
             Some(aux) => (loss + aux)?,
@@ -137,7 +137,7 @@ impl<P: Prompt> Method for Prompted<P> {
 
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
         self.prompt.begin_task(task, &mut self.params)?;
-        self.head.grow(task.classes.len(), &mut self.params)?;
+        self.head.grow(&task.classes, &mut self.params)?;
         // Fresh moments: stale ones would move prompts and head rows of earlier tasks.
         let optimizer = Optimizer::new(self.params.named(), &self.train)?;
         self.current = Some((task.clone(), optimizer));
@@ -188,7 +188,6 @@ impl<P: Prompt> Method for Prompted<P> {
         for task in tasks {
             self.begin_task(task)?;
         }
-        self.current = None;
         self.params.load_state(state)
     }
 

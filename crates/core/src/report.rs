@@ -55,6 +55,9 @@ pub struct Fingerprint {
     pub depth: usize,
     /// SHA-256 of the resolved preprocessing.
     pub preprocess: String,
+    /// Its name, where the recipe gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
     /// SHA-256 of the file lists of training and test set.
     pub split: String,
     /// SHA-256 of the class names in order of arrival and the task sizes.
@@ -141,6 +144,16 @@ impl Report {
             Scenario::ClassIncremental => None,
             _ => Some(stream.scenario.name().to_owned()),
         };
+        let told = |text: &str| match stream.scenario {
+            Scenario::ClassIncremental => text.to_owned(),
+            Scenario::TaskIncremental => {
+                format!("{text}; an image is predicted among the classes of its own task")
+            }
+            Scenario::DomainIncremental(_) => text
+                .replace("classes seen", "domains seen")
+                .replace("tasks", "domains")
+                .replace("last task", "last domain"),
+        };
         let definitions = metrics.rows().into_iter();
         let tasks = stream.tasks.iter().map(|task| TaskRecord {
             classes: stream.class_names[task.info.classes.clone()].to_vec(),
@@ -158,7 +171,7 @@ impl Report {
             },
             metrics,
             definitions: definitions
-                .map(|(name, _, text)| (name.to_owned(), text.to_owned()))
+                .map(|(name, _, text)| (name.to_owned(), told(text)))
                 .collect(),
             accuracy_matrix: outcome.accuracy.percent.clone(),
             tasks: tasks.collect(),

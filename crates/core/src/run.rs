@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::metrics::AccuracyMatrix;
 use crate::report::{Cost, Prediction};
-use crate::task::{Scenario, Stream, Task, TaskInfo, View};
+use crate::standing::{Phase, Standing};
+use crate::task::{Batch, Scenario, Stream, Task, TaskInfo, View};
 use crate::usage::{self, PoolUse, Tally};
 
 /// What a run needs besides a method and a stream.
@@ -55,6 +56,13 @@ pub enum Event<'a> {
 pub trait Observer {
     /// One event.
     fn on(&mut self, event: Event<'_>) -> Result<()>;
+
+    /// A place from which the run can be taken up again, by [`go_on`]: behind each step, when the training of a task is
+    /// over, behind its end, and behind its evaluation. Whoever wants to writes everything down.
+    fn keep(&mut self, at: &Standing, method: &dyn Method) -> Result<()> {
+        let _ = (at, method);
+        Ok(())
+    }
 }
 
 /// Ignores everything.
@@ -87,53 +95,80 @@ pub fn run(
     options: RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let mut accuracy = AccuracyMatrix::default();
-    let mut cost = Cost::default();
-    let mut predictions = Vec::new();
-    let mut pools = Vec::new();
-    let mut passes = 0;
-    for (t, task) in stream.tasks.iter().enumerate() {
-        watch.on(Event::TaskBegin(&task.info))?;
-        method.begin_task(&task.info)?;
-        for epoch in 0..method.epochs() {
-            let view = View::Train {
-                seed: options.seed,
-                epoch: passes,
-            };
-            passes += 1;
-            method.begin_epoch(epoch)?;
-            train_epoch(method, task, epoch, view, &mut cost, watch)?;
-        }
-        method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;
-        watch.on(Event::Learned(&task.info))?;
+    go_on(method, stream, options, Standing::default(), watch)
+}
 
-        let last = t + 1 == stream.tasks.len();
+/// Goes on from where `at` was [kept](Observer::keep), to the same outcome; `method` has
+/// [taken up](Method::resume) its own part, and where the first task has not begun it is fresh.
+pub fn go_on(
+    method: &mut dyn Method,
+    stream: &Stream,
+    options: RunOptions,
+    mut at: Standing,
+    watch: &mut dyn Observer,
+) -> Result<Outcome> {
+    let mut predictions = Vec::new();
+    while let Some(task) = stream.tasks.get(at.task()) {
+        watch.on(Event::TaskBegin(&task.info))?;
+        if at.phase == Phase::Ahead {
+            method.begin_task(&task.info)?;
+            at.phase = Phase::Training {
+                epoch: 0,
+                batches: 0,
+            };
+        }
+        if let Phase::Training { .. } = at.phase {
+            train(method, task, options.seed, &mut at, watch)?;
+            method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;
+            at.phase = Phase::Learned;
+            watch.keep(&at, method)?;
+        }
+        watch.on(Event::Learned(&task.info))?;
+        let mut known = vec![false; stream.classes()];
+        for task in &stream.tasks[..=at.task()] {
+            for &label in task.train.labels() {
+                if let Some(known) = known.get_mut(label as usize) {
+                    *known = true;
+                }
+            }
+        }
+
+        let last = at.task() + 1 == stream.tasks.len();
         let (mut row, mut counts, mut tallies) = (Vec::new(), Vec::new(), Vec::new());
-        for seen in evaluated(stream, t) {
+        for seen in evaluated(stream, at.task()) {
             let keep = last.then_some(&mut predictions);
             let among = match stream.scenario {
                 Scenario::TaskIncremental => Some(&seen.info.classes),
                 _ => None,
             };
-            let seen = evaluate(method, seen, among, options.eval_batch, keep, watch)?;
-            cost.images_evaluated += seen.images as u64;
+            let choice = Choosable {
+                among,
+                known: &known,
+            };
+            let seen = evaluate(method, seen, choice, options.eval_batch, keep, watch)?;
+            at.cost.images_evaluated += seen.images as u64;
             row.push(100.0 * seen.hits as f64 / seen.images as f64);
             counts.push(seen.images);
             tallies.push(seen.tally);
         }
-        usage::close(&mut pools, &tallies)?;
-        accuracy.push(row, counts);
+        usage::close(&mut at.pools, &tallies)?;
+        at.accuracy.push(row, counts);
+        at.phase = Phase::Ahead;
         watch.on(Event::TaskEnd {
             task: &task.info,
-            accuracy: &accuracy,
+            accuracy: &at.accuracy,
         })?;
+        // Behind the last task there is nothing to go on with.
+        if !last {
+            watch.keep(&at, method)?;
+        }
     }
-    cost.trainable_parameters = method.trainable() as u64;
+    at.cost.trainable_parameters = method.trainable() as u64;
     Ok(Outcome {
-        accuracy,
+        accuracy: at.accuracy,
         predictions,
-        cost,
-        pools,
+        cost: at.cost,
+        pools: at.pools,
     })
 }
 
@@ -143,43 +178,81 @@ pub fn evaluated(stream: &Stream, t: usize) -> &[Task] {
     &stream.tasks[..(t + 1 + usize::from(ahead)).min(stream.tasks.len())]
 }
 
-fn train_epoch(
+/// The passes over a task that are left.
+fn train(
+    method: &mut dyn Method,
+    task: &Task,
+    seed: u64,
+    at: &mut Standing,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    let epochs = method.epochs();
+    while let Phase::Training { epoch, batches } = at.phase
+        && epoch < epochs
+    {
+        if batches == 0 {
+            method.begin_epoch(epoch)?;
+        }
+        let view = View::Train {
+            seed,
+            epoch: at.passes,
+        };
+        let left = task
+            .train
+            .batches_behind(view, method.batch_size(), batches);
+        for (step, batch) in left.enumerate() {
+            observe(method, task, epoch, batches + step, &batch?, at, watch)?;
+        }
+        at.passes += 1;
+        at.phase = Phase::Training {
+            epoch: epoch + 1,
+            batches: 0,
+        };
+    }
+    match epochs {
+        0 => Ok(()),
+        _ => watch.keep(at, method),
+    }
+}
+
+fn observe(
     method: &mut dyn Method,
     task: &Task,
     epoch: usize,
-    view: View,
-    cost: &mut Cost,
+    step: usize,
+    batch: &Batch,
+    at: &mut Standing,
     watch: &mut dyn Observer,
 ) -> Result<()> {
-    let batch_size = method.batch_size();
-    for (step, batch) in task.train.batches(view, batch_size).enumerate() {
-        let batch = batch?;
-        let loss = method.observe(&batch)?;
-        cost.optimizer_steps += 1;
-        cost.images_trained += batch.len() as u64;
-        let loss = match step % READ_LOSS_EVERY {
-            0 => Some(loss.to_scalar::<f32>()?),
-            _ => None,
-        };
-        if let Some(value) = loss.filter(|l| !l.is_finite()) {
-            return Err(Error::setting(
-                "train.lr",
-                format!(
-                    "the loss is {value} in task {}, epoch {}, step {}; lower it, or set train.clip",
-                    task.info.index + 1,
-                    epoch + 1,
-                    step + 1
-                ),
-            ));
-        }
-        watch.on(Event::Step {
-            epoch,
-            epochs: method.epochs(),
-            images: batch.len(),
-            loss,
-        })?;
+    let loss = method.observe(batch)?;
+    at.cost.optimizer_steps += 1;
+    at.cost.images_trained += batch.len() as u64;
+    at.phase = Phase::Training {
+        epoch,
+        batches: step + 1,
+    };
+    let loss = match step % READ_LOSS_EVERY {
+        0 => Some(loss.to_scalar::<f32>()?),
+        _ => None,
+    };
+    if let Some(value) = loss.filter(|l| !l.is_finite()) {
+        return Err(Error::setting(
+            "train.lr",
+            format!(
+                "the loss is {value} in task {}, epoch {}, step {}; lower it, or set train.clip",
+                task.info.index + 1,
+                epoch + 1,
+                step + 1
+            ),
+        ));
     }
-    Ok(())
+    watch.on(Event::Step {
+        epoch,
+        epochs: method.epochs(),
+        images: batch.len(),
+        loss,
+    })?;
+    watch.keep(at, method)
 }
 
 /// One task's test set.
@@ -194,7 +267,7 @@ struct Evaluated {
 fn evaluate(
     method: &dyn Method,
     task: &Task,
-    among: Option<&Range<usize>>,
+    choice: Choosable<'_>,
     batch_size: usize,
     mut keep: Option<&mut Vec<Prediction>>,
     watch: &mut dyn Observer,
@@ -204,7 +277,7 @@ fn evaluate(
         let batch = batch?;
         let scores = method.predict(&batch)?;
         seen.tally.add(&method.choices(&batch)?)?;
-        let (labels, values) = best(&scores, among, &task.info)?;
+        let (labels, values) = best(&scores, choice, &task.info)?;
         for i in 0..batch.len() {
             seen.hits += usize::from(labels[i] == batch.labels[i]);
             if let Some(keep) = keep.as_deref_mut() {
@@ -230,21 +303,33 @@ fn evaluate(
     Ok(seen)
 }
 
-/// The label of the largest score of each row, the smaller label where two are equal; of `among` only, where given.
-fn best(
-    scores: &Tensor,
-    among: Option<&Range<usize>>,
-    task: &TaskInfo,
-) -> Result<(Vec<u32>, Vec<f32>)> {
-    let (scores, first) = match among {
+/// Which classes a prediction may name.
+#[derive(Clone, Copy)]
+struct Choosable<'a> {
+    /// Those of the image's own task, where it is known.
+    among: Option<&'a Range<usize>>,
+    /// Those that had a training image. A class without one in the domains so far has no say, whatever its method
+    /// makes of it.
+    known: &'a [bool],
+}
+
+/// The label of the largest score of each row, the smaller label where two are equal.
+fn best(scores: &Tensor, choice: Choosable<'_>, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
+    let (mut scores, first) = match choice.among {
         Some(classes) => (
             scores
                 .narrow(1, classes.start, classes.len())?
                 .contiguous()?,
-            classes.start as u32,
+            classes.start,
         ),
         None => (scores.clone(), 0),
     };
+    let known = choice.known.iter().skip(first).take(scores.dim(1)?);
+    if known.clone().any(|known| !known) {
+        let bar = known.map(|known| if *known { 0.0 } else { f32::NEG_INFINITY });
+        let bar = Tensor::from_vec(bar.collect(), (1, scores.dim(1)?), scores.device())?;
+        scores = scores.broadcast_add(&bar)?;
+    }
     let values: Vec<f32> = scores.max(D::Minus1)?.to_vec1()?;
     if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
         return Err(Error::State {
@@ -256,7 +341,7 @@ fn best(
     }
     let labels: Vec<u32> = scores.argmax(D::Minus1)?.to_vec1()?;
     Ok((
-        labels.into_iter().map(|label| first + label).collect(),
+        labels.into_iter().map(|l| first as u32 + l).collect(),
         values,
     ))
 }

@@ -69,6 +69,11 @@ pub trait Split: Send + Sync {
 
     /// One pass in batches of `batch` images; the last one may be smaller.
     fn batches(&self, view: View, batch: usize) -> Batches<'_>;
+
+    /// Those of the same pass behind its first `done`.
+    fn batches_behind(&self, view: View, batch: usize, done: usize) -> Batches<'_> {
+        Box::new(self.batches(view, batch).skip(done))
+    }
 }
 
 /// What a method may know of a task before it sees an image.

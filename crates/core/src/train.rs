@@ -45,6 +45,26 @@ pub struct Train {
     /// Largest global L2 norm of the gradients; left out for no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
+    /// What the optimiser keeps its moments in; f32 where left out.
+    #[serde(default, skip_serializing_if = "Moments::is_default")]
+    pub state: Moments,
+}
+
+/// Numbers of an optimiser's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// As PyTorch.
+    #[default]
+    F32,
+    /// In half the space, rounded at random from draws that the step decides: exact in the mean, and another trajectory.
+    Bf16,
+}
+
+impl Moments {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// PyTorch's names.
@@ -75,6 +95,7 @@ impl Train {
             betas: None,
             eps: None,
             clip: None,
+            state: Moments::F32,
         }
     }
 
@@ -143,14 +164,22 @@ impl Train {
     }
 }
 
-/// A linear classifier `logits = x Wᵀ + b` with a part for each task, `head.T.weight` and `head.T.bias`.
+/// A linear classifier `logits = x Wᵀ + b` with a part for each group of classes, `head.T.weight` and `head.T.bias`.
 ///
-/// Classes that have not arrived have no weights, so they cannot compete. Parts of earlier tasks take no part in
-/// the loss, so no optimiser moves them, whatever its weight decay.
+/// Classes that have not arrived have no weights, so they cannot compete. Parts of other classes take no part in
+/// the loss, so no optimiser moves them, whatever its weight decay. Classes that come again, in another domain, have
+/// their part already, and it is trained on.
 #[derive(Debug)]
 pub struct Head {
     dim: usize,
-    parts: Vec<(Tensor, Tensor)>,
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    classes: Range<usize>,
+    weight: Tensor,
+    bias: Tensor,
 }
 
 impl Head {
@@ -162,39 +191,61 @@ impl Head {
         }
     }
 
-    /// Makes room for the classes of the next task: weights truncated normal with deviation 0.02, biases 0.
-    pub fn grow(&mut self, classes: usize, params: &mut Params) -> Result<()> {
+    /// Makes room for the classes of the next task, unless they have it: weights truncated normal with deviation 0.02,
+    /// biases 0.
+    pub fn grow(&mut self, classes: &Range<usize>, params: &mut Params) -> Result<()> {
         self.grow_from(classes, Init::TruncatedNormal { std: 0.02 }, params)
     }
 
     /// The same with weights that start as `init`.
-    pub fn grow_from(&mut self, classes: usize, init: Init, params: &mut Params) -> Result<()> {
-        let task = self.parts.len();
-        let weight = params.create(&format!("head.{task}.weight"), &[classes, self.dim], init)?;
-        let bias = params.create(&format!("head.{task}.bias"), &[classes], Init::Zeros)?;
-        self.parts.push((weight, bias));
+    pub fn grow_from(
+        &mut self,
+        classes: &Range<usize>,
+        init: Init,
+        params: &mut Params,
+    ) -> Result<()> {
+        let next = self.parts.last().map_or(0, |part| part.classes.end);
+        if self.parts.iter().any(|part| part.classes == *classes) {
+            return Ok(());
+        }
+        if classes.start != next {
+            return Err(Error::State {
+                problem: format!(
+                    "a head of {next} classes has no room for classes {classes:?}; give new ones, or those of an earlier task"
+                ),
+            });
+        }
+        let (index, n) = (self.parts.len(), classes.len());
+        self.parts.push(Part {
+            classes: classes.clone(),
+            weight: params.create(&format!("head.{index}.weight"), &[n, self.dim], init)?,
+            bias: params.create(&format!("head.{index}.bias"), &[n], Init::Zeros)?,
+        });
         Ok(())
     }
 
-    /// Logits `(B, classes of the task)` of features `(B, D)`.
-    pub fn task_logits(&self, features: &Tensor, task: usize) -> Result<Tensor> {
-        let Some((weight, bias)) = self.parts.get(task) else {
-            return Err(Error::State {
-                problem: format!(
-                    "the head has {} tasks, not a task {}",
-                    self.parts.len(),
-                    task + 1
-                ),
-            });
-        };
-        Ok(features.matmul(&weight.t()?)?.broadcast_add(bias)?)
+    /// Logits `(B, classes)` of features `(B, D)`, for the classes of a task.
+    pub fn task_logits(&self, features: &Tensor, classes: &Range<usize>) -> Result<Tensor> {
+        match self.parts.iter().find(|part| part.classes == *classes) {
+            Some(part) => part.logits(features),
+            None => Err(Error::State {
+                problem: format!("the head has no part for classes {classes:?}"),
+            }),
+        }
     }
 
     /// Logits `(B, classes seen)`.
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
-        let tasks = 0..self.parts.len();
-        let logits = tasks.map(|task| self.task_logits(features, task));
+        let logits = self.parts.iter().map(|part| part.logits(features));
         Ok(Tensor::cat(&logits.collect::<Result<Vec<_>>>()?, 1)?.contiguous()?)
+    }
+}
+
+impl Part {
+    fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        Ok(features
+            .matmul(&self.weight.t()?)?
+            .broadcast_add(&self.bias)?)
     }
 }
 

@@ -22,6 +22,7 @@ fn images(criterion: &mut Criterion) {
         scale: None,
         ratio: None,
         flip: false,
+        brightness: None,
         train_interpolation: None,
     };
     let transform = settings.check().expect("settings that hold");

@@ -34,6 +34,27 @@ impl Domain {
     }
 }
 
+/// That images lie in folders below those of their classes, which would be taken for domains otherwise.
+fn has_folders(source: &dyn Source) -> Result<()> {
+    let bare = |i: &usize| {
+        let name = source.name(*i);
+        let class = source.classes().get(source.label(*i)).cloned();
+        let mut folders = name.rsplit('/').skip(1).map(str::to_owned);
+        let (inner, outer) = (folders.next(), folders.next());
+        inner == class && outer != class
+    };
+    match (0..source.len()).find(bare) {
+        None => Ok(()),
+        Some(i) => {
+            let problem = format!(
+                "\"folder\" is the one below the class, but `{}` lies in that of its class; move images into folders of their domains, or set \"file\"",
+                source.name(i)
+            );
+            Err(Error::setting("domain", problem))
+        }
+    }
+}
+
 /// Puts a data set into a domain-incremental stream: a task for each domain, in `order` of their sorted names.
 ///
 /// Labels are the natural order of the classes. A class need not have images in every domain; before its first one it
@@ -57,9 +78,14 @@ pub fn domain_incremental(
     for source in [&parts.train, &parts.test] {
         names.extend((0..source.len()).map(|i| domain.of(&source.name(i)).to_owned()));
     }
+    if domain == Domain::Folder {
+        for source in [&parts.train, &parts.test] {
+            has_folders(source.as_ref())?;
+        }
+    }
     let names: Vec<String> = names.into_iter().collect();
     let domains: Vec<String> = order
-        .resolve(&names)?
+        .resolve_of(&names, ["domain", "domains"])?
         .into_iter()
         .map(|i| names[i].clone())
         .collect();
@@ -70,7 +96,9 @@ pub fn domain_incremental(
                 .filter(|&i| domain.of(&source.name(i)) == name)
                 .collect();
             if members.is_empty() {
-                let problem = format!("`{name}` has no {what} images");
+                let problem = format!(
+                    "`{name}` has no {what} images; a domain is learned and tested, so give it some or leave it out"
+                );
                 return Err(Error::setting("domain", problem));
             }
             let labels = members.iter().map(|&i| source.label(i) as u32).collect();

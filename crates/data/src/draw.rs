@@ -13,15 +13,12 @@ pub(crate) enum Purpose {
     Shuffle,
     /// Augmentation of one image: (seed, epoch, id).
     Augment,
-    /// Which images of a class are held for testing: (seed, hash of the class name, 0).
-    Split,
 }
 
 pub(crate) fn generator(purpose: Purpose, numbers: [u64; 3]) -> ChaCha8Rng {
     let tag = match purpose {
         Purpose::Shuffle => b"shuffle\0",
         Purpose::Augment => b"augment\0",
-        Purpose::Split => b"split\0\0\0",
     };
     let mut key = [0; 32];
     key[..8].copy_from_slice(tag);
@@ -80,7 +77,7 @@ mod tests {
 
     #[test]
     fn bounded_draws_stay_in_range_and_reach_both_ends() {
-        let mut rng = generator(Purpose::Split, [0; 3]);
+        let mut rng = generator(Purpose::Shuffle, [0; 3]);
         let mut seen = [0; 5];
         for _ in 0..1000 {
             seen[up_to(&mut rng, 4) as usize] += 1;

@@ -103,6 +103,15 @@ pub enum Error {
         found: usize,
     },
 
+    /// A list of images that does not fit the data set.
+    #[error("{}: {problem}", path.display())]
+    List {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
     /// A data set does not have the number of images that its recipe states.
     #[error(
         "wrong image count in the {part} part of {data}: the recipe states {expected}, found {found}; \

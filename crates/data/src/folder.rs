@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::decode::decode_rgb;
-use crate::draw::{self, Purpose};
 use crate::error::{Error, Result};
 use crate::source::{Parts, Source, fingerprint};
+use crate::split::TestSplit;
 
 /// Endings of image files, compared without case; everything else in a folder is passed over.
 pub const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"];
@@ -33,17 +33,6 @@ pub struct Folder {
     /// Numbers of training and test images that the data set must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_images: Option<[usize; 2]>,
-}
-
-/// A random, seeded division of each class into training and test.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TestSplit {
-    /// The part of each class that is held for testing, between 0 and 1; the number is rounded, but each
-    /// class keeps at least one image on either side.
-    pub test_fraction: f64,
-    /// Seed of the draw; a class is drawn independently of which others there are.
-    pub seed: u64,
 }
 
 impl Folder {
@@ -103,62 +92,12 @@ impl Folder {
     }
 
     fn divide(&self, split: &TestSplit) -> Result<Parts> {
-        if !(0.0 < split.test_fraction && split.test_fraction < 1.0) {
-            let problem = format!(
-                "expected a number between 0 and 1, found {}",
-                split.test_fraction
-            );
-            return Err(Error::setting("split.test_fraction", problem));
-        }
         require(
             &self.path,
             "the root of the data set, with one folder per class",
         )?;
-        let all = FolderSource::list(&self.path, "")?;
-        let (mut train, mut test) = (Vec::new(), Vec::new());
-        for files in all.files.chunk_by(|a, b| a.label == b.label) {
-            let class = &all.classes[files[0].label];
-            if files.len() < 2 {
-                return Err(Error::CannotSplit {
-                    path: self.path.join(class),
-                    found: files.len(),
-                });
-            }
-            let wanted = (files.len() as f64 * split.test_fraction).round() as usize;
-            let mut order: Vec<usize> = (0..files.len()).collect();
-            draw::shuffle(
-                &mut draw::generator(Purpose::Split, [split.seed, name_number(class), 0]),
-                &mut order,
-            );
-            let mut held = vec![false; files.len()];
-            for index in &order[..wanted.clamp(1, files.len() - 1)] {
-                held[*index] = true;
-            }
-            for (file, held) in files.iter().zip(held) {
-                if held { &mut test } else { &mut train }.push(file.clone());
-            }
-        }
-        let part = |files| -> Arc<dyn Source> {
-            Arc::new(FolderSource {
-                root: self.path.clone(),
-                classes: all.classes.clone(),
-                files,
-            })
-        };
-        Ok(Parts {
-            train: part(train),
-            test: part(test),
-        })
+        split.divide(FolderSource::list(&self.path, "")?)
     }
-}
-
-/// The first eight bytes of a name's SHA-256.
-fn name_number(name: &str) -> u64 {
-    let digest = Sha256::digest(name.as_bytes());
-    digest
-        .iter()
-        .take(8)
-        .fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
 /// Fails with what is there instead, if `path` is not a folder.
@@ -218,11 +157,11 @@ fn inventory(folder: &Path) -> String {
 }
 
 #[derive(Debug, Clone)]
-struct File {
+pub(crate) struct File {
     /// Below the root of the data set, with `/` between the parts.
-    name: String,
+    pub name: String,
     path: PathBuf,
-    label: usize,
+    pub label: usize,
     size: u64,
 }
 
@@ -240,9 +179,10 @@ impl File {
 /// replaced by another of the very same length goes unseen.
 #[derive(Debug, Clone)]
 pub struct FolderSource {
-    root: PathBuf,
-    classes: Vec<String>,
-    files: Vec<File>,
+    pub(crate) root: PathBuf,
+    pub(crate) classes: Vec<String>,
+    /// Class by class.
+    pub(crate) files: Vec<File>,
 }
 
 impl FolderSource {
@@ -276,6 +216,40 @@ impl FolderSource {
         Ok(Self {
             root: root.into(),
             classes,
+            files,
+        })
+    }
+
+    /// Images of one class that lie anywhere: files as they are named, of folders all images in them and below, by name.
+    ///
+    /// # Errors
+    /// [`Error::Read`] for a path that is not there, [`Error::EmptyClass`] for a folder without images.
+    pub fn of_paths(class: &str, paths: &[PathBuf]) -> Result<Self> {
+        let mut files = Vec::new();
+        for path in paths {
+            let read = |source| Error::Read {
+                path: path.clone(),
+                source,
+            };
+            let about = fs::metadata(path).map_err(read)?;
+            let name = path.display().to_string();
+            let before = files.len();
+            match about.is_dir() {
+                true => collect(path, name.trim_end_matches('/'), 0, &mut files)?,
+                false => files.push(File {
+                    name,
+                    path: path.clone(),
+                    label: 0,
+                    size: about.len(),
+                }),
+            }
+            if files.len() == before {
+                return Err(Error::EmptyClass { path: path.clone() });
+            }
+        }
+        Ok(Self {
+            root: PathBuf::new(),
+            classes: vec![class.to_owned()],
             files,
         })
     }

@@ -162,7 +162,12 @@ impl Split for ImageSplit {
     }
 
     fn batches(&self, view: View, batch: usize) -> Batches<'_> {
-        match Pass::new(self, view, batch) {
+        self.batches_behind(view, batch, 0)
+    }
+
+    /// Decodes none of what is behind.
+    fn batches_behind(&self, view: View, batch: usize, done: usize) -> Batches<'_> {
+        match Pass::new(self, view, batch, done) {
             Ok(pass) => Box::new(pass),
             Err(error) => Box::new(std::iter::once(Err(error.into()))),
         }
@@ -222,6 +227,8 @@ struct Pass {
     skipped: Arc<Mutex<BTreeSet<String>>>,
     pixels: bool,
     position: usize,
+    /// The first position.
+    first: usize,
 }
 
 impl Pass {
@@ -231,7 +238,8 @@ impl Pass {
             && skipped.contains(&self.plan.part.source.name(self.plan.member(position)))
     }
 
-    fn new(split: &ImageSplit, view: View, batch: usize) -> Result<Self> {
+    /// Behind the first `done` batches. Images of theirs that were left out are [known](Loader::skipped).
+    fn new(split: &ImageSplit, view: View, batch: usize, done: usize) -> Result<Self> {
         if batch == 0 {
             return Err(Error::setting(
                 "batch",
@@ -254,23 +262,30 @@ impl Pass {
             view,
             order,
         });
-        let ahead = (threads > 1).then(|| {
-            let window = BATCHES_AHEAD.saturating_mul(batch).max(threads);
-            let plan = Arc::clone(&plan);
-            let total = plan.order.len();
-            let decode = Box::new(move |position| plan.image(position));
-            Ahead::start(decode, total, threads, window)
-        });
-        Ok(Self {
-            ahead,
+        let mut pass = Self {
+            ahead: None,
             batch,
             plain: view == View::Plain || loader.transform.trains_on_plain(),
             on_corrupt: loader.on_corrupt,
             skipped: Arc::clone(&loader.skipped),
             pixels: loader.pixels,
             position: 0,
+            first: 0,
             plan,
-        })
+        };
+        let (mut left, total) = (done.saturating_mul(batch), pass.plan.order.len());
+        while left > 0 && pass.position < total {
+            left -= usize::from(!pass.left_out(pass.position));
+            pass.position += 1;
+        }
+        pass.first = pass.position;
+        pass.ahead = (threads > 1).then(|| {
+            let window = BATCHES_AHEAD.saturating_mul(batch).max(threads);
+            let (plan, first) = (Arc::clone(&pass.plan), pass.first);
+            let decode = Box::new(move |position| plan.image(first + position));
+            Ahead::start(decode, total - first, threads, window)
+        });
+        Ok(pass)
     }
 
     fn put_together(&mut self) -> candlewick_core::Result<Option<Batch>> {
@@ -288,7 +303,7 @@ impl Pass {
             let image = match &self.ahead {
                 _ if !self.pixels && self.left_out(position) => continue,
                 _ if !self.pixels => Ok(Vec::new()),
-                Some(ahead) => ahead.take(position),
+                Some(ahead) => ahead.take(position - self.first),
                 None => self.plan.image(position),
             };
             match image {

@@ -34,11 +34,17 @@ impl Order {
     /// [`Error::Setting`] for `order`, when a spelled-out order names a class twice, not at all, or one
     /// that does not exist.
     pub fn resolve(&self, classes: &[String]) -> Result<Vec<usize>> {
+        self.resolve_of(classes, ["class", "classes"])
+    }
+
+    /// The same of other things than classes; `what` says one and many of them in errors.
+    pub(crate) fn resolve_of(&self, classes: &[String], what: [&str; 2]) -> Result<Vec<usize>> {
+        let [one, many] = what;
         match self {
             Self::Natural => Ok((0..classes.len()).collect()),
             Self::Numpy(seed) => Ok(numpy_permutation(*seed, classes.len())),
             Self::Python(seed) => Ok(python_shuffle(*seed, classes.len())),
-            Self::Positions(order) => complete(order.clone(), classes),
+            Self::Positions(order) => complete(order.clone(), classes, what),
             Self::Names(names) => {
                 let known: HashMap<&str, usize> = classes
                     .iter()
@@ -49,21 +55,21 @@ impl Order {
                     known.get(name.as_str()).copied().ok_or_else(|| {
                         let first = classes.first().map_or("", String::as_str);
                         let problem = format!(
-                            "names class `{name}`, which the data set does not have; it has {} classes, \
+                            "names {one} `{name}`, which the data set does not have; it has {} {many}, \
                              the first is `{first}`",
                             classes.len()
                         );
                         Error::setting("order", problem)
                     })
                 });
-                complete(order.collect::<Result<_>>()?, classes)
+                complete(order.collect::<Result<_>>()?, classes, what)
             }
         }
     }
 }
 
 /// Passes an order on if it holds each of the classes exactly once.
-fn complete(order: Vec<usize>, classes: &[String]) -> Result<Vec<usize>> {
+fn complete(order: Vec<usize>, classes: &[String], [one, many]: [&str; 2]) -> Result<Vec<usize>> {
     let mut seen = vec![false; classes.len()];
     for class in &order {
         let problem = match seen.get_mut(*class) {
@@ -71,9 +77,9 @@ fn complete(order: Vec<usize>, classes: &[String]) -> Result<Vec<usize>> {
                 *seen = true;
                 continue;
             }
-            Some(_) => format!("holds class {class} (`{}`) twice", classes[*class]),
+            Some(_) => format!("holds {one} {class} (`{}`) twice", classes[*class]),
             None => format!(
-                "holds class {class}, but there are only {} (they count from 0)",
+                "holds {one} {class}, but there are only {} (they count from 0)",
                 classes.len()
             ),
         };
@@ -82,7 +88,7 @@ fn complete(order: Vec<usize>, classes: &[String]) -> Result<Vec<usize>> {
     match seen.iter().position(|seen| !seen) {
         Some(missing) => {
             let problem = format!(
-                "must hold each of the {} classes once, found {}; class {missing} (`{}`) is missing",
+                "must hold each of the {} {many} once, found {}; {one} {missing} (`{}`) is missing",
                 classes.len(),
                 order.len(),
                 classes[missing]

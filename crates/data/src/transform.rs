@@ -97,6 +97,9 @@ pub struct Preprocess {
     /// Mirror a training view left to right with probability 1/2.
     #[serde(default)]
     pub flip: bool,
+    /// Multiply a training view by a number uniform in `[max(0, 1 − b), 1 + b]`: torchvision's `ColorJitter(brightness = b)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brightness: Option<f64>,
     /// Filter of the random crop's resize; omitted, that of `interpolation`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_interpolation: Option<Interpolation>,
@@ -145,6 +148,12 @@ impl Preprocess {
                     format!("expected numbers above 0, found {std} for channel {channel}");
                 return Err(Error::setting("std", problem));
             }
+        }
+        if let Some(brightness) = self.brightness
+            && !(brightness.is_finite() && brightness > 0.0)
+        {
+            let problem = format!("expected a number above 0, found {brightness}");
+            return Err(Error::setting("brightness", problem));
         }
         let random = match self.train {
             Train::RandomResizedCrop => Some(self.random_crop()?),
@@ -203,6 +212,7 @@ impl Preprocess {
             scale: None,
             ratio: None,
             flip: false,
+            brightness: None,
             train_interpolation: None,
             ..self.clone()
         })
@@ -249,7 +259,7 @@ impl Transform {
 
     /// True when training sees the same pixels as testing.
     pub fn trains_on_plain(&self) -> bool {
-        self.random.is_none() && !self.settings.flip
+        self.random.is_none() && !self.settings.flip && self.settings.brightness.is_none()
     }
 
     /// The test view, `(3, H, W)` in row-major order, normalised.
@@ -332,6 +342,10 @@ impl Transform {
         if self.settings.flip && draw::unit(rng) < 0.5 {
             image::imageops::flip_horizontal_in_place(&mut pixels);
         }
+        if let Some(brightness) = self.settings.brightness {
+            let range = [(1.0 - brightness).max(0.0), 1.0 + brightness];
+            brighten(&mut pixels, draw::between(rng, range) as f32);
+        }
         pixels
     }
 
@@ -348,6 +362,14 @@ impl Transform {
             );
         }
         values
+    }
+}
+
+/// Values times `factor`, cut to bytes: Pillow's `ImageEnhance.Brightness` (`python-pillow/Pillow:src/libImaging/Blend.c`).
+pub fn brighten(pixels: &mut RgbImage, factor: f32) {
+    let table: [u8; 256] = std::array::from_fn(|value| (value as f32 * factor) as u8);
+    for value in pixels.iter_mut() {
+        *value = table[usize::from(*value)];
     }
 }
 

@@ -13,6 +13,7 @@ fn settings() -> Preprocess {
         scale: None,
         ratio: None,
         flip: false,
+        brightness: None,
         train_interpolation: None,
     }
 }
@@ -335,5 +336,43 @@ fn the_plain_form_ignores_augmentation_and_nothing_else() {
             settings().canonical_plain(),
             "{other:?}"
         );
+    }
+}
+
+/// `ImageEnhance.Brightness(image).enhance(factor)` of Pillow on 0, 1, 100, 200 and 255.
+#[test]
+fn brightness_is_pillows() {
+    for (factor, expected) in [
+        (0.75, [0, 0, 75, 150, 191]),
+        (1.0, [0, 1, 100, 200, 255]),
+        (1.2470588, [0, 1, 124, 249, 255]),
+        (0.0, [0; 5]),
+    ] {
+        let mut pixels = RgbImage::new(5, 1);
+        for (x, value) in [0, 1, 100, 200, 255].into_iter().enumerate() {
+            pixels.put_pixel(x as u32, 0, image::Rgb([value; 3]));
+        }
+        brighten(&mut pixels, factor);
+        let found: Vec<u8> = pixels.pixels().map(|p| p[0]).collect();
+        assert_eq!(found, expected, "{factor}");
+    }
+    let jitter = Preprocess {
+        brightness: Some(0.5),
+        ..settings()
+    };
+    let transform = jitter.check().unwrap();
+    assert!(!transform.trains_on_plain());
+    assert_eq!(jitter.canonical_plain(), settings().canonical_plain());
+    let image = ramp(12, 12);
+    let view = |seed| transform.augmented(&image, &mut generator(Purpose::Augment, [seed, 0, 0]));
+    assert_ne!(view(1), view(2));
+    assert_eq!(view(1), view(1));
+    for bad in [0.0, -1.0, f64::NAN] {
+        let settings = Preprocess {
+            brightness: Some(bad),
+            ..settings()
+        };
+        let text = settings.check().unwrap_err().to_string();
+        assert!(text.contains("brightness"), "{text}");
     }
 }

@@ -12,6 +12,8 @@ mod loading;
 mod pictures;
 #[path = "data/pool.rs"]
 mod pool;
+#[path = "data/splits.rs"]
+mod splits;
 #[path = "data/streams.rs"]
 mod streams;
 

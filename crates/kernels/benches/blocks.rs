@@ -71,7 +71,7 @@ fn blocks(c: &mut Criterion) {
         group.bench_function("f32 forward and backward", |b| {
             b.iter(|| {
                 let (y, saved) = plain::forward(&weights, &memory, &x, shape, None, true);
-                let saved = saved.as_ref()?;
+                let saved = saved?;
                 black_box(y);
                 Some(plain::backward(
                     &weights, &x, shape, None, saved, &grad, wanted,

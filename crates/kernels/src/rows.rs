@@ -178,6 +178,18 @@ vectorised! {
         }
     }
 
+    /// Adds to the gradients of [`norm`]'s weight and bias what rows give: `Σ g x̂` and `Σ g`.
+    pub fn norm_weight_grad<'a>(x: &'a [f32], eps: f32, grad: &'a [f32], weight: &'a mut [f32], bias: &'a mut [f32]) {
+        let n = weight.len().max(1);
+        for (x, g) in x.chunks_exact(n).zip(grad.chunks_exact(n)) {
+            let (mean, scale) = moments(x, eps);
+            for (((w, b), &x), &g) in weight.iter_mut().zip(bias.iter_mut()).zip(x).zip(g) {
+                *w += g * (x - mean) * scale;
+                *b += g;
+            }
+        }
+    }
+
     /// `x + γ (y + b)`, row by row; γ is 1 where there is none.
     pub(crate) fn add_branch<'a>(x: &'a mut [f32], y: &'a [f32], bias: &'a [f32], scale: Option<&'a [f32]>) {
         let n = bias.len().max(1);

@@ -369,7 +369,7 @@ fn numbers_out_of_range_are_refused_by_name() {
 fn types_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, value: f32, counter: i64| {
-        let half: Vec<u8> = vec![f16::from_f32(value).to_le_bytes(); 3].concat();
+        let half: Vec<u8> = [f16::from_f32(value).to_le_bytes(); 3].concat();
         let counter = counter.to_le_bytes();
         let views = [
             ("h", TensorView::new(Dtype::F16, vec![3], &half).unwrap()),
@@ -389,10 +389,7 @@ fn types_are_kept() {
     let merged = SafeTensors::deserialize(&bytes).unwrap();
     let half = merged.tensor("h").unwrap();
     assert_eq!(half.dtype(), Dtype::F16);
-    assert_eq!(
-        half.data(),
-        vec![f16::from_f32(1.5).to_le_bytes(); 3].concat()
-    );
+    assert_eq!(half.data(), [f16::from_f32(1.5).to_le_bytes(); 3].concat());
     assert_eq!(merged.tensor("n").unwrap().data(), 7i64.to_le_bytes());
     sources.models[1] = file("b", 2.0, 8);
     let text = files(&Rule::Average, &sources, &out)

@@ -4,6 +4,8 @@
 //! task's training images and never sees an image; [`OneLook`] makes a whole method of it, and may tune the backbone on
 //! the first task before that (see [`tuning`](crate::tuning)).
 
+use std::collections::BTreeSet;
+
 use candle_core::{Device, Tensor};
 use candlewick_core::{
     Batch, Error, Method, Progress, Result, Session, State, Task, TaskInfo, View,
@@ -26,6 +28,13 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    /// The classes that have an image here; all of the task's but in a stream of domains.
+    pub fn classes(&self) -> Vec<usize> {
+        let here: BTreeSet<usize> = self.labels.iter().map(|label| *label as usize).collect();
+        let of_task = |class: &usize| self.task.classes.contains(class);
+        here.into_iter().filter(of_task).collect()
+    }
+
     /// The features of one class, `(n_c, d)`.
     pub fn class(&self, class: usize) -> Vec<f32> {
         let rows = self.rows.chunks_exact(self.dim.max(1)).zip(self.labels);
@@ -34,22 +43,6 @@ impl Seen<'_> {
             .copied()
             .collect()
     }
-
-    /// That every class of the task has an image.
-    pub fn none_is_empty(&self) -> Result<()> {
-        for class in self.task.classes.clone() {
-            if !self.labels.contains(&(class as u32)) {
-                return Err(Error::State {
-                    problem: format!(
-                        "class {} of task {} has no readable training image; leave the class out, or mend its images",
-                        class - self.task.classes.start + 1,
-                        self.task.index + 1
-                    ),
-                });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Learns classes from features, a task at a time, each feature seen once.
@@ -57,8 +50,11 @@ pub trait Classifier {
     /// A task begins: its classes get a place.
     fn grow(&mut self, task: &TaskInfo) -> Result<()>;
 
-    /// All training features of the task.
+    /// All training features of the task, which may be of classes that were there before, in another domain.
     fn learn(&mut self, seen: Seen<'_>) -> Result<()>;
+
+    /// Whether a class has had an image.
+    fn knows(&self, class: usize) -> bool;
 
     /// Scores `(n, classes seen)` of features `(n, d)`. A row depends on its own feature alone.
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>>;
@@ -139,7 +135,7 @@ impl<C: Classifier> Method for OneLook<C> {
             labels: &labels,
             dim: self.look.dim(),
         };
-        seen.none_is_empty()?;
+        self.none_is_lost(task, &labels)?;
         self.classifier.learn(seen)
     }
 
@@ -154,9 +150,12 @@ impl<C: Classifier> Method for OneLook<C> {
         self.look.trainable()
     }
 
+    /// As long as the first task is trained on, the classifier has seen nothing.
     fn state(&self) -> Result<State> {
         let mut state = self.look.state()?;
-        self.classifier.save(&mut state)?;
+        if !self.look.trains() {
+            self.classifier.save(&mut state)?;
+        }
         Ok(state)
     }
 
@@ -173,7 +172,6 @@ impl<C: Classifier> Method for OneLook<C> {
         self.look.session()
     }
 
-    /// As long as the first task is trained on, the classifier has seen nothing.
     fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()> {
         if session.is_empty() {
             return self.restore(tasks, state);
@@ -181,11 +179,25 @@ impl<C: Classifier> Method for OneLook<C> {
         for task in tasks {
             self.begin_task(task)?;
         }
-        let mut nothing = State::new();
-        self.classifier.save(&mut nothing)?;
-        let mut rest = state.clone();
-        rest.retain(|name, _| !nothing.contains_key(name));
-        self.look.resume(&rest, session)
+        self.look.resume(state, session)
+    }
+}
+
+impl<C: Classifier> OneLook<C> {
+    /// That every class with images has one that could be read, here or in an earlier domain.
+    fn none_is_lost(&self, task: &Task, read: &[u32]) -> Result<()> {
+        let read: BTreeSet<&u32> = read.iter().collect();
+        let known = |label: &u32| read.contains(label) || self.classifier.knows(*label as usize);
+        match task.train.labels().iter().find(|label| !known(label)) {
+            None => Ok(()),
+            Some(label) => Err(Error::State {
+                problem: format!(
+                    "class {} of task {} has no readable training image; leave the class out, or mend its images",
+                    (*label as usize).saturating_sub(task.info.classes.start) + 1,
+                    task.info.index + 1
+                ),
+            }),
+        }
     }
 }
 
@@ -212,6 +224,38 @@ pub(crate) fn take(state: &mut State, name: &str, shape: &[usize]) -> Result<Vec
             ),
         }),
     }
+}
+
+/// As close to `value` as two f32 come, 48 bits: statistics that go on being added to are saved as such, and kept so that a
+/// run that was resumed is the run that went on.
+pub(crate) fn kept(value: f64) -> f64 {
+    let (high, low) = halves(value);
+    f64::from(high) + f64::from(low)
+}
+
+fn halves(value: f64) -> (f32, f32) {
+    let high = value as f32;
+    (high, (value - f64::from(high)) as f32)
+}
+
+/// Adds [`kept`] values to what is saved: rounded to f32 as `name`, and what that leaves out as `name.low`.
+pub(crate) fn put_kept(
+    state: &mut State,
+    name: &str,
+    values: impl Iterator<Item = f64>,
+    shape: &[usize],
+) -> Result<()> {
+    let (high, low) = values.map(halves).unzip();
+    put(state, name, high, shape)?;
+    put(state, &format!("{name}.low"), low, shape)
+}
+
+/// What [`put_kept`] saved.
+pub(crate) fn take_kept(state: &mut State, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
+    let high = take(state, name, shape)?;
+    let low = take(state, &format!("{name}.low"), shape)?;
+    let both = high.into_iter().zip(low);
+    Ok(both.map(|(h, l)| f64::from(h) + f64::from(l)).collect())
 }
 
 /// Classes seen behind `tasks`.
@@ -246,6 +290,12 @@ pub(crate) fn widened(head: &[f32], height: usize, before: usize, now: usize) ->
         }
     }
     wide
+}
+
+/// Whether a class has an image in any of the parts.
+pub(crate) fn in_parts(parts: &[(Vec<f32>, Vec<u32>)], class: usize) -> bool {
+    let mut labels = parts.iter().flat_map(|(_, labels)| labels);
+    labels.any(|label| *label as usize == class)
 }
 
 /// Features and labels of each task, as `features.T` and `labels.T`.

@@ -13,6 +13,10 @@
 //! `FeCAM_vit_imagenet-r.py` (γ = 10, 10), both without Tukey's transform, which is meant for features that are nowhere negative.
 //! `compat = "pilot"` is `LAMDA-CL/LAMDA-PILOT:models/fecam.py` (5240714): `x = f/|f| − μ/|μ|` with means and covariances of
 //! raw features, `Σ_s = Σ_c + 100 I`, and `R_c` correlates the rows of `Σ_s`, which leaves it near `I`.
+//!
+//! A class with one image has no covariance yet: `R_c = I`, to which any `Σ_c` shrinks. A class that comes again, in another
+//! domain, has mean and covariance of all its images, merged as in [`nearest_mean`](crate::nearest_mean); the scatter of a class is rounded
+//! to f32 once a task, by `2⁻²⁴` of itself.
 
 use std::sync::Arc;
 
@@ -21,7 +25,9 @@ use candlewick_stats::{Cholesky, Moments, Symmetric};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take};
+use crate::classifier::{
+    Classifier, OneLook, Seen, classes, kept, misfit, put, put_kept, singular, take, take_kept,
+};
 use crate::tuning::{Look, Tuning};
 
 /// `[method] name = "fecam"`.
@@ -137,6 +143,9 @@ impl FeCam {
             return normalised_diagonal(&self.row_products(covariance));
         }
         let diagonal = covariance.diagonal_mean();
+        if diagonal == 0.0 {
+            return Symmetric::from_fn(n, |i, j| f64::from(u8::from(i == j)));
+        }
         let rest: f64 = (0..n)
             .flat_map(|i| (0..i).map(move |j| (i, j)))
             .map(|(i, j)| covariance.get(i, j))
@@ -218,7 +227,8 @@ pub struct Covariances {
 
 struct Class {
     count: u64,
-    mean: Vec<f32>,
+    /// To 48 bits.
+    mean: Vec<f64>,
     /// `Σ_i (x_i − μ)(x_i − μ)ᵀ`, in f32.
     scatter: Symmetric<f32>,
     /// Of `R_c`, plus `u uᵀ` where there is such a direction.
@@ -228,22 +238,21 @@ struct Class {
 }
 
 impl Class {
+    /// 0 of a single image; `None` without any.
     fn covariance(&self) -> Option<Symmetric<f64>> {
-        let n = self.count.checked_sub(1).filter(|n| *n > 0)? as f64;
+        let n = self.count.checked_sub(1)?.max(1) as f64;
         Some(self.scatter.map(|v| f64::from(v) / n))
+    }
+
+    fn narrow(&self) -> Vec<f32> {
+        self.mean.iter().map(|v| *v as f32).collect()
     }
 }
 
 impl Covariances {
     fn factored(&self, index: usize, mut class: Class) -> Result<Class> {
         let Some(covariance) = class.covariance() else {
-            return Err(Error::State {
-                problem: format!(
-                    "class {} in order of arrival has {} training image; a covariance needs two",
-                    index + 1,
-                    class.count
-                ),
-            });
+            return Ok(class);
         };
         let mut correlation = self.config.correlation(&covariance);
         class.left_out = self.config.left_out(&covariance)?;
@@ -282,12 +291,10 @@ impl Classifier for Covariances {
     }
 
     fn learn(&mut self, seen: Seen<'_>) -> Result<()> {
-        let new: Vec<Class> = seen
-            .task
-            .classes
-            .clone()
-            .into_par_iter()
-            .map(|index| {
+        let here = seen.classes();
+        let new: Vec<Class> = here
+            .par_iter()
+            .map(|&index| {
                 let rows = seen.class(index);
                 let rows = rows
                     .chunks_exact(self.dim)
@@ -296,11 +303,10 @@ impl Classifier for Covariances {
                 let old = &self.classes[index];
                 let all = match old.count {
                     0 => new,
-                    // A class may come again in another domain: its parts merge.
                     _ => {
                         let mut all = Moments {
                             count: old.count,
-                            mean: old.mean.iter().map(|v| f64::from(*v)).collect(),
+                            mean: old.mean.clone(),
                             scatter: old.scatter.map(f64::from),
                         };
                         all.merge(&new).map_err(misfit)?;
@@ -309,7 +315,7 @@ impl Classifier for Covariances {
                 };
                 let class = Class {
                     count: all.count,
-                    mean: all.mean.iter().map(|v| *v as f32).collect(),
+                    mean: all.mean.into_iter().map(kept).collect(),
                     scatter: all.scatter.map(|v| v as f32),
                     factor: None,
                     left_out: None,
@@ -317,10 +323,14 @@ impl Classifier for Covariances {
                 self.factored(index, class)
             })
             .collect::<Result<_>>()?;
-        for (index, class) in seen.task.classes.clone().zip(new) {
+        for (index, class) in here.into_iter().zip(new) {
             self.classes[index] = class;
         }
         Ok(())
+    }
+
+    fn knows(&self, class: usize) -> bool {
+        self.classes.get(class).is_some_and(|class| class.count > 0)
     }
 
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {
@@ -330,12 +340,13 @@ impl Classifier for Covariances {
             .map(|row| normalised(&self.config.powered(row)))
             .collect();
         let distances = |class: &Class| -> Vec<f64> {
-            let mean = match pilot {
-                true => normalised(&class.mean),
-                false => class.mean.clone(),
-            };
+            // Without images there is no mean, and nothing is near it.
             let Some(factor) = &class.factor else {
                 return vec![f64::INFINITY; rows.len()];
+            };
+            let mean = match pilot {
+                true => normalised(&class.narrow()),
+                false => class.narrow(),
             };
             let deltas = rows.iter().flat_map(|row| {
                 let pairs = row.iter().zip(&mean);
@@ -363,14 +374,17 @@ impl Classifier for Covariances {
     fn save(&self, state: &mut State) -> Result<()> {
         let n = self.classes.len();
         let means = self.classes.iter().flat_map(|c| c.mean.iter().copied());
-        put(state, "prototypes", means.collect(), &[n, self.dim])?;
+        put_kept(state, "prototypes", means, &[n, self.dim])?;
         let counts = self.classes.iter().map(|c| c.count as f32);
         put(state, "counts", counts.collect(), &[n])?;
         let triangle = self.dim * (self.dim + 1) / 2;
         let scatters: Vec<f32> = self
             .classes
             .iter()
-            .flat_map(|c| c.scatter.packed())
+            .flat_map(|c| match c.count {
+                0 => vec![0.0; triangle],
+                _ => c.scatter.packed(),
+            })
             .collect();
         put(state, "scatters", scatters, &[n, triangle])
     }
@@ -378,7 +392,7 @@ impl Classifier for Covariances {
     fn load(&mut self, tasks: &[TaskInfo], state: &mut State) -> Result<()> {
         let (n, d) = (classes(tasks), self.dim);
         let triangle = d * (d + 1) / 2;
-        let means = take(state, "prototypes", &[n, d])?;
+        let means = take_kept(state, "prototypes", &[n, d])?;
         let counts = take(state, "counts", &[n])?;
         let scatters = take(state, "scatters", &[n, triangle])?;
         self.classes = (0..n)

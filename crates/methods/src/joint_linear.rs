@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Published as "joint linear probe" beside RanPAC (`RanPAC/RanPAC:RanPAC.py`, `joint_linear`; there with augmented images and a
-//! cosine head). Features are taken once, with the test transform. [`linear`](crate::linear) is its floor.
+//! cosine head). Features are taken once, with the test transform. [`linear`](crate::linear) is its floor. Its saved
+//! state holds the features of all past training images.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use rand_chacha::rand_core::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 
 use crate::classifier::{
-    Classifier, OneLook, Seen, classes, put, put_parts, take, take_parts, values, widened,
+    Classifier, OneLook, Seen, classes, in_parts, put, put_parts, take, take_parts, values, widened,
 };
 use crate::draw::shuffle;
 use crate::tuning::Look;
@@ -113,6 +114,10 @@ impl Classifier for Probe {
     fn learn(&mut self, seen: Seen<'_>) -> Result<()> {
         self.parts.push((seen.rows.to_vec(), seen.labels.to_vec()));
         self.fit()
+    }
+
+    fn knows(&self, class: usize) -> bool {
+        in_parts(&self.parts, class)
     }
 
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {

@@ -6,15 +6,15 @@
 //! score(x) = f(x) W_λ
 //! ```
 //!
-//! [`ranpac`](crate::ranpac) without projection is the same for a fixed λ, and chooses λ on the last task alone, since it keeps
-//! no features. This keeps them all.
+//! [`ranpac`](crate::ranpac) without projection is the same for a fixed λ, and chooses λ on the last task alone, since it needs
+//! no features of earlier ones. This has those of all past training images in its saved state.
 
 use std::sync::Arc;
 
 use candlewick_core::{Backbone, Result, State, TaskInfo};
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, put_parts, take_parts};
+use crate::classifier::{Classifier, OneLook, Seen, classes, in_parts, put_parts, take_parts};
 use crate::ranpac::{RanPac, RidgeHead, check_ridge};
 use crate::tuning::Look;
 
@@ -109,6 +109,10 @@ impl Classifier for Joint {
     fn learn(&mut self, seen: Seen<'_>) -> Result<()> {
         self.parts.push((seen.rows.to_vec(), seen.labels.to_vec()));
         self.solve()
+    }
+
+    fn knows(&self, class: usize) -> bool {
+        in_parts(&self.parts, class)
     }
 
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {

@@ -8,6 +8,8 @@
 //! w = exp(cos / 0.07)                 softmax, as `facebookresearch/dino:eval_knn.py`
 //! ```
 //!
+//! Its saved state holds the features of all past training images.
+//!
 //! The distance is Euclidean, or `1 − cos`. Equally near ones are taken in order of arrival.
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use candlewick_core::{Backbone, Error, Result, State, TaskInfo};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, dot, put_parts, take_parts};
+use crate::classifier::{Classifier, OneLook, Seen, classes, dot, in_parts, put_parts, take_parts};
 use crate::tuning::Look;
 
 /// `[method] name = "knn"`.
@@ -149,6 +151,10 @@ impl Classifier for Neighbours {
     fn learn(&mut self, seen: Seen<'_>) -> Result<()> {
         self.parts.push((seen.rows.to_vec(), seen.labels.to_vec()));
         Ok(())
+    }
+
+    fn knows(&self, class: usize) -> bool {
+        in_parts(&self.parts, class)
     }
 
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {

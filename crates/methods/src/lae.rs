@@ -181,7 +181,7 @@ impl Copies {
             true => features,
             false => features.detach(),
         };
-        let logits = self.head.task_logits(&features, task.index)?;
+        let logits = self.head.task_logits(&features, &task.classes)?;
         masked_cross_entropy(&logits, &batch.labels, &task.classes)
     }
 
@@ -261,8 +261,7 @@ impl Method for Copies {
             self.accumulates = true;
         }
         let init = Init::Normal { std: 0.001 };
-        self.head
-            .grow_from(task.classes.len(), init, &mut self.heads)?;
+        self.head.grow_from(&task.classes, init, &mut self.heads)?;
         self.current = Some((task.clone(), self.optimizer()?));
         Ok(())
     }

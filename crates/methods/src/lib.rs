@@ -7,12 +7,12 @@
 pub mod adapter;
 pub mod alignment;
 pub mod aper;
-pub mod aper_vpt;
 pub mod attention_adapter;
 pub mod choice;
 pub mod class_attention;
 pub mod classifier;
 pub mod coda;
+pub mod cofima;
 pub mod conformance;
 pub mod dap;
 pub mod draw;
@@ -20,7 +20,10 @@ pub mod dualprompt;
 pub mod ease;
 pub mod esn;
 pub mod fecam;
+pub mod finetune;
+pub mod fisher;
 pub mod herding;
+pub mod joint;
 pub mod joint_linear;
 pub mod joint_ridge;
 pub mod knn;
@@ -28,6 +31,7 @@ pub mod l2p;
 pub mod lae;
 pub mod linear;
 pub mod lora;
+mod memory;
 pub mod mos;
 pub mod nearest_mean;
 pub mod pet;
@@ -35,10 +39,12 @@ pub mod prefix;
 pub mod random_prompt;
 pub mod ranpac;
 pub mod simplecil;
+pub mod slca;
 pub mod ssf;
 mod tables;
 pub mod tuning;
 pub mod vpt;
+pub mod whole;
 
 use std::sync::Arc;
 
@@ -46,29 +52,33 @@ use candlewick_core::{Backbone, Error, Method, Result, Scenario, Train};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use aper::Aper;
-pub use aper_vpt::AperVpt;
 pub use choice::BatchVote;
 pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
+pub use cofima::CoFiMa;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
 pub use ease::Ease;
 pub use esn::Esn;
 pub use fecam::FeCam;
+pub use finetune::Finetune;
+pub use joint::Joint;
 pub use joint_linear::JointLinear;
 pub use joint_ridge::JointRidge;
 pub use knn::Knn;
 pub use l2p::L2p;
 pub use lae::Lae;
 pub use linear::Linear;
+pub use memory::Extent;
 pub use mos::Mos;
 pub use nearest_mean::NearestMean;
 pub use pet::Pet;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
-pub use tables::{About, COMPAT, Compat, METHODS};
+pub use slca::Slca;
+pub use tables::{About, COMPAT, Compat, METHODS, replaced};
 pub use tuning::Tuning;
 pub use vpt::Vpt;
 
@@ -84,9 +94,6 @@ pub enum MethodConfig {
     L2p(L2p),
     /// See [`vpt`].
     Vpt(Vpt),
-    /// See [`aper_vpt`].
-    #[serde(rename = "aper-vpt")]
-    AperVpt(AperVpt),
     /// See [`dap`].
     Dap(Dap),
     /// See [`random_prompt`].
@@ -121,6 +128,14 @@ pub enum MethodConfig {
     Esn(Esn),
     /// See [`mos`].
     Mos(Mos),
+    /// See [`finetune`].
+    Finetune(Finetune),
+    /// See [`joint`].
+    Joint(Joint),
+    /// See [`slca`].
+    Slca(Slca),
+    /// See [`cofima`].
+    CoFiMa(CoFiMa),
 }
 
 impl MethodConfig {
@@ -134,7 +149,6 @@ impl MethodConfig {
             "linear" => Self::Linear(Linear::deserialize(settings)?),
             "simplecil" => Self::SimpleCil(SimpleCil::deserialize(settings)?),
             "vpt" => Self::Vpt(Vpt::deserialize(settings)?),
-            "aper-vpt" => Self::AperVpt(AperVpt::deserialize(settings)?),
             "dap" => Self::Dap(Dap::deserialize(settings)?),
             "random-prompt" => Self::RandomPrompt(RandomPrompt::deserialize(settings)?),
             "dualprompt" => Self::DualPrompt(DualPrompt::deserialize(settings)?),
@@ -150,6 +164,10 @@ impl MethodConfig {
             "ease" => Self::Ease(Ease::deserialize(settings)?),
             "esn" => Self::Esn(Esn::deserialize(settings)?),
             "mos" => Self::Mos(Mos::deserialize(settings)?),
+            "finetune" => Self::Finetune(Finetune::deserialize(settings)?),
+            "joint" => Self::Joint(Joint::deserialize(settings)?),
+            "slca" => Self::Slca(Slca::deserialize(settings)?),
+            "cofima" => Self::CoFiMa(CoFiMa::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -168,9 +186,6 @@ impl MethodConfig {
             (Self::Linear(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Vpt(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
-            (Self::AperVpt(config), Some(train)) => {
-                Box::new(config.build(backbone, train, eval_batch, seed)?)
-            }
             (Self::Dap(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::RandomPrompt(config), Some(train)) => {
                 Box::new(config.build(backbone, train, seed)?)
@@ -180,6 +195,14 @@ impl MethodConfig {
             }
             (Self::Coda(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Aper(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::Finetune(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Joint(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Slca(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::CoFiMa(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
             (Self::JointLinear(config), Some(train)) => {
@@ -214,7 +237,6 @@ impl MethodConfig {
         match self {
             Self::L2p(config) => config.check()?,
             Self::Vpt(config) => config.check()?,
-            Self::AperVpt(config) => config.0.check()?,
             Self::Dap(config) => config.check()?,
             Self::RandomPrompt(config) => config.check()?,
             Self::DualPrompt(config) => config.check()?,
@@ -229,6 +251,10 @@ impl MethodConfig {
             Self::FeCam(config) => config.check()?,
             Self::Knn(config) => config.check()?,
             Self::JointRidge(config) => config.check()?,
+            Self::Finetune(config) => config.check()?,
+            Self::Joint(config) => config.0.check()?,
+            Self::Slca(config) => config.check()?,
+            Self::CoFiMa(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -261,21 +287,66 @@ impl MethodConfig {
         }
     }
 
-    /// Refuses a stream that the method does not learn from: heads grow with the task, so only methods without one go over
-    /// the same classes again.
+    /// Whether it learns classes that come again, in another domain: what rests on sums over images does, and a head, which
+    /// is trained on. Prompts and keys of a task are made for classes of its own.
+    pub fn takes_classes_again(&self) -> bool {
+        match self {
+            Self::L2p(_)
+            | Self::Vpt(_)
+            | Self::Dap(_)
+            | Self::RandomPrompt(_)
+            | Self::DualPrompt(_)
+            | Self::Coda(_)
+            | Self::Finetune(_)
+            | Self::Joint(_)
+            | Self::Slca(_)
+            | Self::CoFiMa(_)
+            | Self::Lae(_)
+            | Self::Ease(_)
+            | Self::Esn(_)
+            | Self::Mos(_) => false,
+            Self::Linear(_)
+            | Self::SimpleCil(_)
+            | Self::NearestMean(_)
+            | Self::RanPac(_)
+            | Self::FeCam(_)
+            | Self::Knn(_)
+            | Self::JointRidge(_)
+            | Self::JointLinear(_)
+            | Self::Aper(_) => true,
+        }
+    }
+
+    /// Refuses a stream that the method does not learn from.
     pub fn fits(&self, scenario: &Scenario) -> Result<()> {
         match scenario {
-            Scenario::DomainIncremental(_) if !matches!(self, Self::SimpleCil(_)) => {
-                Err(Error::setting(
-                    "stream.kind",
-                    format!(
-                        "`{}` learns each class in one task; \"domain-incremental\" streams are for simplecil",
-                        self.about().name
-                    ),
-                ))
-            }
+            Scenario::DomainIncremental(_) if !self.takes_classes_again() => Err(Error::setting(
+                "stream.kind",
+                format!(
+                    "`{}` learns each class in one task; \"domain-incremental\" streams are for methods without prompts of their tasks: aper, fecam, joint-linear, joint-ridge, knn, linear, nearest-mean, ranpac, simplecil",
+                    self.about().name
+                ),
+            )),
             _ => Ok(()),
         }
+    }
+
+    /// Whether every weight of the backbone trains, in all tasks or in the first.
+    pub fn trains_backbone(&self) -> bool {
+        let whole = |tuning: &Tuning| matches!(tuning, Tuning::Finetune {});
+        match self {
+            Self::Finetune(config) | Self::Joint(Joint(config)) => config.trains_backbone(),
+            Self::Slca(_) | Self::CoFiMa(_) => true,
+            Self::Aper(config) => whole(&config.tuning),
+            Self::RanPac(config) => config.tuning.as_ref().is_some_and(whole),
+            Self::FeCam(config) => config.tuning.as_ref().is_some_and(whole),
+            _ => false,
+        }
+    }
+
+    /// Whether its tasks are those of [`Stream::cumulative`](candlewick_core::Stream::cumulative).
+    pub fn wants_all_seen(&self) -> bool {
+        matches!(self, Self::Joint(_))
     }
 
     /// Whether it reads the `[train]` table with these settings.
@@ -299,28 +370,33 @@ impl MethodConfig {
 
     /// Its entry in [`METHODS`].
     pub fn about(&self) -> About {
-        METHODS[match self {
-            Self::Aper(_) => 0,
-            Self::AperVpt(_) => 1,
-            Self::Coda(_) => 2,
-            Self::Dap(_) => 3,
-            Self::DualPrompt(_) => 4,
-            Self::Ease(_) => 5,
-            Self::Esn(_) => 6,
-            Self::FeCam(_) => 7,
-            Self::JointLinear(_) => 8,
-            Self::JointRidge(_) => 9,
-            Self::Knn(_) => 10,
-            Self::L2p(_) => 11,
-            Self::Lae(_) => 12,
-            Self::Linear(_) => 13,
-            Self::Mos(_) => 14,
-            Self::NearestMean(_) => 15,
-            Self::RandomPrompt(_) => 16,
-            Self::RanPac(_) => 17,
-            Self::SimpleCil(_) => 18,
-            Self::Vpt(_) => 19,
-        }]
+        let name = match self {
+            Self::Aper(_) => "aper",
+            Self::Coda(_) => "coda",
+            Self::CoFiMa(_) => "cofima",
+            Self::Dap(_) => "dap",
+            Self::DualPrompt(_) => "dualprompt",
+            Self::Ease(_) => "ease",
+            Self::Esn(_) => "esn",
+            Self::FeCam(_) => "fecam",
+            Self::Finetune(_) => "finetune",
+            Self::Joint(_) => "joint",
+            Self::JointLinear(_) => "joint-linear",
+            Self::JointRidge(_) => "joint-ridge",
+            Self::Knn(_) => "knn",
+            Self::L2p(_) => "l2p",
+            Self::Lae(_) => "lae",
+            Self::Linear(_) => "linear",
+            Self::Mos(_) => "mos",
+            Self::NearestMean(_) => "nearest-mean",
+            Self::RandomPrompt(_) => "random-prompt",
+            Self::RanPac(_) => "ranpac",
+            Self::SimpleCil(_) => "simplecil",
+            Self::Slca(_) => "slca",
+            Self::Vpt(_) => "vpt",
+        };
+        let place = METHODS.iter().position(|about| about.name == name);
+        METHODS[place.unwrap_or_default()]
     }
 
     /// Named departures from the default rules, for the fingerprint.
@@ -328,7 +404,6 @@ impl MethodConfig {
         match self {
             Self::L2p(config) => config.compat(),
             Self::Vpt(config) => config.compat(),
-            Self::AperVpt(config) => config.compat(),
             Self::Dap(config) => config.compat(),
             Self::DualPrompt(config) => config.compat(),
             Self::Aper(config) => config.compat(),
@@ -337,7 +412,11 @@ impl MethodConfig {
             Self::Mos(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
+            Self::Slca(config) => config.compat("slca"),
+            Self::CoFiMa(config) => config.compat(),
             Self::Linear(_)
+            | Self::Finetune(_)
+            | Self::Joint(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)

@@ -29,9 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapters;
 use crate::alignment::{Alignment, Gaussians, rows_of};
-use crate::classifier::values;
+use crate::classifier::{Classifier, Seen, values};
+use crate::nearest_mean::{Distance, Nearest, NearestMean};
 use crate::pet::{Pet, cls, dropout};
-use crate::simplecil::ClassMeans;
 
 /// `[method] name = "mos"`. In `[method.alignment]` the paper has `shrink = "none"` and no `logit_norm`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,7 +121,11 @@ impl Mos {
             kept: Vec::new(),
             earlier: Vec::new(),
             gaussians: Gaussians::new(dim),
-            prototypes: ClassMeans::new(dim),
+            prototypes: NearestMean {
+                distance: Distance::Cosine,
+                shrinkage: None,
+            }
+            .classifier(dim, 1),
             ends: Vec::new(),
             backbone,
             train,
@@ -160,7 +164,7 @@ pub struct Surgery {
     /// Their mean while a task is trained on, in the order of the parameters; empty in the first.
     earlier: Vec<Vec<f32>>,
     gaussians: Gaussians,
-    prototypes: ClassMeans,
+    prototypes: Nearest,
     /// Behind each task, the classes seen.
     ends: Vec<usize>,
     train: Train,
@@ -195,7 +199,7 @@ impl Surgery {
             });
         };
         let features = self.features(&self.adapter, batch, true)?;
-        let logits = self.head.task_logits(&features, task.index)?;
+        let logits = self.head.task_logits(&features, &task.classes)?;
         let loss = masked_cross_entropy(&logits, &batch.labels, &task.classes)?;
         let old = (0..task.classes.start).filter_map(|class| self.gaussians.mean(class));
         let old: Vec<f32> = old.flatten().copied().collect();
@@ -329,8 +333,8 @@ impl Method for Surgery {
         self.adapter
             .prompt
             .begin_task(task, &mut self.adapter.params)?;
-        self.head.grow(task.classes.len(), &mut self.heads)?;
-        self.prototypes.grow(task);
+        self.head.grow(&task.classes, &mut self.heads)?;
+        self.prototypes.grow(task)?;
         self.ends.push(task.classes.end);
         self.look_back(task.index)?;
         self.current = Some((task.clone(), self.optimizer()?));
@@ -367,8 +371,20 @@ impl Method for Surgery {
         self.gaussians.learn(&task.info, &rows, &labels)?;
         if let Some(first) = self.kept.first() {
             let backbone = self.backbone.as_ref();
-            let feature = |batch: &Batch| cls(backbone, &batch.images, &first.prompt, false);
-            self.prototypes.learn(task, self.batch, progress, feature)?;
+            let (mut rows, mut labels) = (Vec::new(), Vec::new());
+            for batch in task.train.batches(View::Plain, self.batch) {
+                let batch = batch?;
+                let features = cls(backbone, &batch.images, &first.prompt, false)?;
+                rows.extend(values(&features)?);
+                labels.extend_from_slice(&batch.labels);
+                progress(batch.len())?;
+            }
+            self.prototypes.learn(Seen {
+                task: &task.info,
+                rows: &rows,
+                labels: &labels,
+                dim: backbone.spec().dim,
+            })?;
         }
         match task.info.index {
             0 => Ok(()),
@@ -382,10 +398,9 @@ impl Method for Surgery {
             return Ok(softmax(&self.head.logits(&features)?, D::Minus1)?);
         };
         let features = self.features(first, batch, false)?;
-        let cosines = self
-            .prototypes
-            .scores(&features)?
-            .to_device(features.device())?;
+        let cosines = self.prototypes.scores(&values(&features)?)?;
+        let shape = (batch.len(), cosines.len() / batch.len().max(1));
+        let cosines = Tensor::from_vec(cosines, shape, features.device())?;
         let mut logits = vec![self.head.logits(&features)?];
         for copy in self.kept.iter().skip(1) {
             logits.push(self.head.logits(&self.features(copy, batch, false)?)?);
@@ -436,7 +451,8 @@ impl Method for Surgery {
             self.begin_task(task)?;
         }
         self.current = None;
-        let mut rest = self.prototypes.load(tasks, state)?;
+        let mut rest = state.clone();
+        self.prototypes.load(tasks, &mut rest)?;
         let mut part = |start: &str| -> State {
             let names: Vec<String> = rest
                 .keys()
@@ -465,7 +481,6 @@ impl Method for Surgery {
 
     fn session(&self) -> Result<Session> {
         let mut session = Session::new();
-        session.put_part("means", self.prototypes.session()?);
         if let Some((_, optimizer)) = &self.current {
             session.put_part("optimizer", optimizer.session()?);
             session.put_part("adapter", self.adapter.prompt.session()?);
@@ -475,7 +490,6 @@ impl Method for Surgery {
 
     fn resume(&mut self, tasks: &[TaskInfo], state: &State, mut session: Session) -> Result<()> {
         self.restore(tasks, state)?;
-        self.prototypes.resume(session.take_part("means"))?;
         let moments = session.take_part("optimizer");
         if let (false, Some(task)) = (moments.is_empty(), tasks.last()) {
             let mut optimizer = self.optimizer()?;

@@ -12,14 +12,21 @@
 //! Linear Discriminant Analysis"; `tyler-hayes/Deep_SLDA:SLDA_Model.py`, whose scores `μᵀΛf − ½μᵀΛμ` rank alike; there Σ moves
 //! image by image around a running mean, here around the class mean itself, so that the order of images is of no account).
 //! Means: `LAMDA-CL/LAMDA-PILOT:models/simplecil.py`.
+//!
+//! A class that comes again, in another domain, has the mean and scatter of all its images: with `n, μ, S` of the old and
+//! `m, ν, T` of the new ones, `μ ← μ + m/(n+m) (ν − μ)` and `S ← S + T + nm/(n+m) (ν − μ)(ν − μ)ᵀ`. Means are kept to 48
+//! bits, so that those of a hundred domains are, in f32, those of one pass over all images, or their neighbour; `S` is rounded to
+//! f32 once a task, by `2⁻²⁴` of itself.
 
 use std::sync::Arc;
 
 use candlewick_core::{Backbone, Error, Result, State, TaskInfo};
-use candlewick_stats::{Cholesky, Moments, Symmetric, View};
+use candlewick_stats::{Cholesky, Moments, Symmetric, View, cosines, means_of};
 use serde::{Deserialize, Serialize};
 
-use crate::classifier::{Classifier, OneLook, Seen, classes, misfit, put, singular, take};
+use crate::classifier::{
+    Classifier, OneLook, Seen, classes, kept, misfit, put, put_kept, singular, take, take_kept,
+};
 use crate::tuning::Look;
 
 /// `[method] name = "nearest-mean"`.
@@ -67,15 +74,17 @@ impl NearestMean {
     /// `batch` images are looked at together; it does not change the result.
     pub fn build(&self, backbone: Arc<dyn Backbone>, batch: usize) -> Result<OneLook<Nearest>> {
         self.check()?;
-        let nearest = self.classifier(backbone.spec().dim);
+        let nearest = self.classifier(backbone.spec().dim, 1);
         Ok(OneLook::new(Look::frozen(backbone), nearest, batch))
     }
 
-    /// On features of `dim` values.
-    pub fn classifier(&self, dim: usize) -> Nearest {
+    /// On features of `dim` values, made of `parts` equally long ones side by side. Products are added up part by part, so that
+    /// the cosine of a feature put beside itself is the cosine of the feature, bit for bit.
+    pub fn classifier(&self, dim: usize, parts: usize) -> Nearest {
         Nearest {
             config: self.clone(),
             dim,
+            parts,
             means: Vec::new(),
             counts: Vec::new(),
             scatter: Symmetric::zeros(match self.distance {
@@ -91,7 +100,10 @@ impl NearestMean {
 pub struct Nearest {
     config: NearestMean,
     dim: usize,
-    means: Vec<Vec<f32>>,
+    /// Equally long parts of a feature.
+    parts: usize,
+    /// To 48 bits.
+    means: Vec<Vec<f64>>,
     counts: Vec<u64>,
     /// `n Σ`, in f32.
     scatter: Symmetric<f32>,
@@ -100,16 +112,17 @@ pub struct Nearest {
 
 impl Nearest {
     /// `μ_c` by class.
-    pub fn means(&self) -> &[Vec<f32>] {
-        &self.means
+    pub fn means(&self) -> Vec<Vec<f32>> {
+        let narrow = |mean: &Vec<f64>| mean.iter().map(|v| *v as f32).collect();
+        self.means.iter().map(narrow).collect()
     }
 
     /// Factors `(1 − ε) Σ + ε I`.
     fn whiten(&mut self) -> Result<()> {
-        if self.config.distance != Distance::Mahalanobis {
+        let n: u64 = self.counts.iter().sum();
+        if self.config.distance != Distance::Mahalanobis || n == 0 {
             return Ok(());
         }
-        let n: u64 = self.counts.iter().sum();
         let epsilon = self.config.shrinkage.unwrap_or(SHRINKAGE);
         let weight = (1.0 - epsilon) / n as f64;
         let shared = self.scatter.map(|v| f64::from(v) * weight);
@@ -128,31 +141,38 @@ impl Classifier for Nearest {
     }
 
     fn learn(&mut self, seen: Seen<'_>) -> Result<()> {
-        let shared = self.config.distance == Distance::Mahalanobis;
         let mut scatter = Symmetric::<f64>::zeros(self.scatter.n());
-        for class in seen.task.classes.clone() {
+        for class in seen.classes() {
             let rows = seen.class(class);
-            // A class may come again in another domain: its parts merge.
-            let mut all = Moments::new(self.dim);
-            all.count = self.counts[class];
-            all.mean = self.means[class].iter().map(|v| f64::from(*v)).collect();
-            let new = match shared {
-                true => Moments::of(&rows, self.dim),
-                false => Moments {
-                    count: (rows.len() / self.dim) as u64,
-                    mean: candlewick_stats::means_of(&rows, self.dim).unwrap_or_default(),
-                    scatter: Symmetric::zeros(self.dim),
-                },
+            let all = match self.config.distance {
+                Distance::Mahalanobis => {
+                    let mut all = Moments::of(&rows, self.dim);
+                    if self.counts[class] > 0 {
+                        all.merge(&Moments {
+                            count: self.counts[class],
+                            mean: self.means[class].clone(),
+                            // Among the others already.
+                            scatter: Symmetric::zeros(self.dim),
+                        })
+                        .map_err(misfit)?;
+                    }
+                    scatter.merge(&all.scatter).map_err(misfit)?;
+                    (all.count, all.mean)
+                }
+                Distance::Euclidean | Distance::Cosine => {
+                    let new = (rows.len() / self.dim) as u64;
+                    let count = self.counts[class] + new;
+                    let weight = new as f64 / count as f64;
+                    let mean = means_of(&rows, self.dim).unwrap_or_default();
+                    let pairs = self.means[class].iter().zip(mean);
+                    (
+                        count,
+                        pairs.map(|(old, new)| old + weight * (new - old)).collect(),
+                    )
+                }
             };
-            match all.count {
-                0 => all = new,
-                _ => all.merge(&new).map_err(misfit)?,
-            }
-            self.counts[class] = all.count;
-            self.means[class] = all.mean.iter().map(|v| *v as f32).collect();
-            if shared {
-                scatter.merge(&all.scatter).map_err(misfit)?;
-            }
+            self.counts[class] = all.0;
+            self.means[class] = all.1.into_iter().map(kept).collect();
         }
         self.scatter
             .merge(&scatter.map(|v| v as f32))
@@ -160,10 +180,23 @@ impl Classifier for Nearest {
         self.whiten()
     }
 
+    fn knows(&self, class: usize) -> bool {
+        self.counts.get(class).is_some_and(|count| *count > 0)
+    }
+
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {
         let (d, c) = (self.dim, self.means.len());
         let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|v| f64::from(*v)).collect() };
-        let (mut rows, mut means) = (wide(rows), wide(&self.means.concat()));
+        let means = self.means().concat();
+        if self.config.distance == Distance::Cosine {
+            let mut scores = cosines(rows, &means, d, self.parts);
+            for (class, _) in self.counts.iter().enumerate().filter(|(_, n)| **n == 0) {
+                let column = scores.iter_mut().skip(class).step_by(c);
+                column.for_each(|score| *score = f32::NEG_INFINITY);
+            }
+            return Ok(scores);
+        }
+        let (mut rows, mut means) = (wide(rows), wide(&means));
         if let Some(factor) = &self.whitened {
             rows = factor.whitened(&rows);
             means = factor.whitened(&means);
@@ -173,18 +206,19 @@ impl Classifier for Nearest {
         let (rows, means) = (squares(&rows, d), squares(&means, d));
         let pairs = rows
             .iter()
-            .flat_map(|row| means.iter().map(move |mean| (row, mean)));
-        let cosine = self.config.distance == Distance::Cosine;
-        let score = |(product, (row, mean)): (f64, (&f64, &f64))| match cosine {
-            true => (product / (row * mean).sqrt()) as f32,
-            false => (2.0 * product - row - mean) as f32,
+            .flat_map(|row| means.iter().zip(&self.counts).map(move |m| (row, m)));
+        let score = |(product, (row, (mean, count))): (f64, (&f64, (&f64, &u64)))| match *count {
+            // Without images there is no mean, and nothing is near it.
+            0 => f32::NEG_INFINITY,
+            _ => (2.0 * product - row - mean) as f32,
         };
         Ok(products.into_iter().zip(pairs).map(score).collect())
     }
 
     fn save(&self, state: &mut State) -> Result<()> {
         let shape = [self.means.len(), self.dim];
-        put(state, "prototypes", self.means.concat(), &shape)?;
+        let means = self.means.iter().flatten().copied();
+        put_kept(state, "prototypes", means, &shape)?;
         let counts = self.counts.iter().map(|n| *n as f32).collect();
         put(state, "counts", counts, &[shape[0]])?;
         if self.config.distance == Distance::Mahalanobis {
@@ -197,8 +231,8 @@ impl Classifier for Nearest {
 
     fn load(&mut self, tasks: &[TaskInfo], state: &mut State) -> Result<()> {
         let n = classes(tasks);
-        let means = take(state, "prototypes", &[n, self.dim])?;
-        self.means = means.chunks(self.dim.max(1)).map(<[f32]>::to_vec).collect();
+        let means = take_kept(state, "prototypes", &[n, self.dim])?;
+        self.means = means.chunks(self.dim.max(1)).map(<[f64]>::to_vec).collect();
         let counts = take(state, "counts", &[n])?;
         self.counts = counts.into_iter().map(|n| n as u64).collect();
         if self.config.distance == Distance::Mahalanobis {

@@ -11,6 +11,9 @@
 //! score(x) = h W_o                                                   no bias, no norm
 //! ```
 //!
+//! Its saved state holds the features of all past training images while `2n ≤ M`, from which G is had exactly in less room; behind
+//! that G and Q, from which no image can be told.
+//!
 //! Source: `RanPAC/RanPAC:RanPAC.py`, `inc_net.py` (012927f). λ is searched in f64, where small ones differ from the f32 of
 //! the source, which solves singular systems. `compat = "pilot"` is the head of `LAMDA-CL/LAMDA-PILOT:models/ranpac.py`:
 //! `cos(h, W_o)`.
@@ -20,7 +23,8 @@ use std::sync::Arc;
 use candle_core::Device;
 use candlewick_core::{Backbone, Error, Init, Params, Result, State, TaskInfo, Train};
 use candlewick_stats::{
-    Identity, Kept, Lift, Projection, RIDGES, Ridge, Symmetric, View, validation_errors,
+    Identity, Kept, Lift, Projection, RIDGES, Ridge, Symmetric, lifted, lifted_scores,
+    validation_errors,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
@@ -234,11 +238,24 @@ impl Classifier for RidgeHead {
         self.solve(ridge)
     }
 
+    fn knows(&self, class: usize) -> bool {
+        match self.statistics.kept() {
+            Kept::Images(parts) => {
+                let mut labels = parts.iter().flat_map(|part| &part.labels);
+                labels.any(|label| *label as usize == class)
+            }
+            // The column of a class without images is 0.
+            Kept::Sums(_, sums) => sums
+                .get(class)
+                .is_some_and(|sum| sum.iter().any(|v| *v != 0.0)),
+        }
+    }
+
     fn scores(&self, rows: &[f32]) -> Result<Vec<f32>> {
         let (width, c) = (self.statistics.lift().width(), self.statistics.classes());
-        let lifted = self.lifted(rows);
-        let mut scores = candlewick_stats::scores(&lifted, width, View::rows(&self.head, c), c);
+        let mut scores = lifted_scores(self.statistics.lift(), rows, &self.head, c);
         if self.cosine {
+            let lifted = lifted(self.statistics.lift(), rows, 0..width);
             let norm = |values: &mut dyn Iterator<Item = f32>| -> f32 {
                 let squares: f64 = values.map(|v| f64::from(v) * f64::from(v)).sum();
                 squares.sqrt().max(1e-12) as f32
@@ -296,13 +313,5 @@ impl Classifier for RidgeHead {
             true => Ok(()),
             false => self.solve(f64::from(ridge[0])),
         }
-    }
-}
-
-impl RidgeHead {
-    /// `h (n, m)` of features, each by itself whatever their number.
-    fn lifted(&self, rows: &[f32]) -> Vec<f32> {
-        let lift = self.statistics.lift();
-        lift.lift(rows, 0..lift.width())
     }
 }

@@ -13,8 +13,20 @@ pub struct About {
     pub trains: bool,
 }
 
+impl About {
+    /// Whether features of past training images are part of its saved state, for people to read: such a method is no less a replay
+    /// of the data than one that keeps images.
+    pub fn features_kept(&self) -> &'static str {
+        match self.name {
+            "joint-linear" | "joint-ridge" | "knn" => "all",
+            "ranpac" => "all while 2n ≤ M, then sums",
+            _ => "none",
+        }
+    }
+}
+
 /// All methods, in the order of their names.
-pub const METHODS: [About; 20] = [
+pub const METHODS: &[About] = &[
     About {
         name: "aper",
         what: "the backbone tuned on the first task, then class means of frozen and tuned features",
@@ -22,15 +34,15 @@ pub const METHODS: [About; 20] = [
         trains: true,
     },
     About {
-        name: "aper-vpt",
-        what: "prompts tuned on the first task, then class means of frozen and tuned features",
-        paper: "Zhou et al. 2023, Revisiting Class-Incremental Learning with Pre-Trained Models",
-        trains: true,
-    },
-    About {
         name: "coda",
         what: "a prefix for each image, summed from components that attention weighs",
         paper: "Smith et al. 2023, CODA-Prompt: COntinual Decomposed Attention-based Prompting",
+        trains: true,
+    },
+    About {
+        name: "cofima",
+        what: "slca whose network is averaged with the one before, by Fisher information or plainly (CoMA)",
+        paper: "Marouf et al. 2024, Weighted Ensemble Models Are Strong Continual Learners",
         trains: true,
     },
     About {
@@ -62,6 +74,18 @@ pub const METHODS: [About; 20] = [
         what: "nearest class mean by the covariance of each class",
         paper: "Goswami et al. 2023, FeCAM: Exploiting the Heterogeneity of Class Distributions in Exemplar-Free Continual Learning",
         trains: false,
+    },
+    About {
+        name: "finetune",
+        what: "backbone and head trained on from task to task; the floor of trained backbones",
+        paper: "-",
+        trains: true,
+    },
+    About {
+        name: "joint",
+        what: "backbone and head trained on all images seen; the ceiling of trained backbones",
+        paper: "-",
+        trains: true,
     },
     About {
         name: "joint-linear",
@@ -130,12 +154,28 @@ pub const METHODS: [About; 20] = [
         trains: false,
     },
     About {
+        name: "slca",
+        what: "a slow backbone, then heads aligned on features drawn from class statistics",
+        paper: "Zhang et al. 2023, SLCA: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model",
+        trains: true,
+    },
+    About {
         name: "vpt",
         what: "free prompt tokens, shallow or deep, tuned on every task",
         paper: "Jia et al. 2022, Visual Prompt Tuning",
         trains: true,
     },
 ];
+
+/// What to write instead of a name that was one once.
+pub fn replaced(name: &str) -> Option<&'static str> {
+    match name {
+        "aper-vpt" => Some(
+            "name = \"aper\" with [method.tuning] kind = \"vpt-deep\" or \"vpt-shallow\"; length and init go there",
+        ),
+        _ => None,
+    }
+}
 
 /// A published quirk that a recipe can ask for by name: what `candlewick methods --compat` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,10 +199,16 @@ pub const COMPAT: &[Compat] = &[
         source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
     },
     Compat {
-        method: "aper-vpt",
-        switch: "init=zeros",
-        what: "prompts start at 0: all tokens of a block stay alike for ever",
-        source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+        method: "cofima",
+        switch: "alignment.shrink=task-size",
+        what: "a class's task is its number divided by the size of the present task: wrong, and above all tasks, where sizes differ",
+        source: "IemProg/CoFiMA:models/cofima.py",
+    },
+    Compat {
+        method: "cofima",
+        switch: "compat=reference",
+        what: "the new head is multiplied by its information, all but 0; that on old heads is of gradients left behind",
+        source: "IemProg/CoFiMA:models/cofima.py",
     },
     Compat {
         method: "dap",
@@ -265,6 +311,12 @@ pub const COMPAT: &[Compat] = &[
         switch: "tuning.init=zeros",
         what: "prompts start at 0: all tokens of a block stay alike for ever",
         source: "LAMDA-CL/LAMDA-PILOT:backbone/vpt.py",
+    },
+    Compat {
+        method: "slca",
+        switch: "alignment.shrink=task-size",
+        what: "a class's task is its number divided by the size of the present task: wrong, and above all tasks, where sizes differ",
+        source: "GengDavid/SLCA:models/slca.py",
     },
     Compat {
         method: "vpt",

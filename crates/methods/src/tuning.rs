@@ -257,6 +257,11 @@ impl Look {
         masked_cross_entropy(&logits, &batch.labels, &task.classes)
     }
 
+    /// Whether the first task is trained on.
+    pub(crate) fn trains(&self) -> bool {
+        self.tuned.as_ref().is_some_and(|t| t.session.is_some())
+    }
+
     pub(crate) fn epochs(&self) -> usize {
         let tuned = self.tuned.as_ref();
         tuned.map_or(0, |t| t.session.as_ref().map_or(0, |_| t.train.epochs))

@@ -10,7 +10,7 @@
 //!
 //! Prompts carry no position. Sources: `KMnP/vpt:src/models/vit_prompt/vit.py`,
 //! `LAMDA-CL/LAMDA-PILOT:backbone/vpt.py` (5240714). PILOT puts the prompts last; attention does not depend on
-//! the order of tokens. [`aper_vpt`](crate::aper_vpt) stops tuning after the first task.
+//! the order of tokens. [`aper`](crate::aper) stops tuning after the first task.
 
 use std::sync::Arc;
 

@@ -3,6 +3,8 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "methods/alignment.rs"]
+mod alignment;
 #[path = "methods/aper.rs"]
 mod aper;
 #[path = "methods/base.rs"]
@@ -37,11 +39,15 @@ mod pet;
 mod plain;
 #[path = "methods/ranpac.rs"]
 mod ranpac;
+#[path = "methods/resume.rs"]
+mod resume;
 #[path = "methods/seam.rs"]
 mod seam;
 #[path = "methods/statistics.rs"]
 mod statistics;
 #[path = "methods/switches.rs"]
 mod switches;
+#[path = "methods/tuned.rs"]
+mod tuned;
 #[path = "methods/vpt.rs"]
 mod vpt;

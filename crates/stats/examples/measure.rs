@@ -1,13 +1,16 @@
 //! Times the statistics for `bench/features.py`: a line `CASE IMAGES WIDTH` in, a line of JSON out.
 //!
-//! Features are drawn from their index alone, so that the other side has the same.
+//! Features are drawn from their index alone, so that the other side has the same. `limit 0 0` gives what the threads can do at
+//! most, in GFLOP/s of f32 and f64; `accuracy` how far heads in f32 are from those in f64, for ridges of 1e6, 1e4, 100 and 1.
 
+use std::hint::black_box;
 use std::io::{BufRead as _, Write as _};
 use std::time::Instant;
 
 use candlewick_stats::{
-    Kept, Lift as _, Projection, RIDGES, Ridge, View, scores, validation_errors,
+    Cholesky, Kept, Projection, RIDGES, Ridge, cosines, lifted_scores, validation_errors,
 };
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 const DIM: usize = 768;
@@ -36,6 +39,95 @@ fn weights(width: usize) -> Vec<f32> {
         .into_par_iter()
         .map(|at| 3.5 * drawn(first + at as u64))
         .collect()
+}
+
+/// The median of three calls after one that warms up, and what came out.
+fn again<T>(work: impl Fn() -> T) -> (f64, T) {
+    let mut found = work();
+    let mut seconds = [0f64; 3];
+    for seconds in &mut seconds {
+        let start = Instant::now();
+        found = work();
+        *seconds = start.elapsed().as_secs_f64();
+    }
+    seconds.sort_by(f64::total_cmp);
+    (seconds[1], found)
+}
+
+/// The largest difference of a head and that in f64, beside the largest value.
+fn far_from_f64(ridge: &Ridge, value: f64) -> Result<f64, Box<dyn std::error::Error>> {
+    let got = ridge.solve(value)?;
+    let Kept::Sums(gram, sums) = ridge.kept() else {
+        return Err("folded".into());
+    };
+    let factor = Cholesky::new(gram.map(f64::from), value)?;
+    let rows = 0..gram.n();
+    let mut want: Vec<f64> = rows
+        .flat_map(|i| sums.iter().map(move |sum| f64::from(sum[i])))
+        .collect();
+    factor.solve(&mut want, sums.len())?;
+    let size = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+    let pairs = got.weights.iter().zip(&want);
+    Ok(pairs.fold(0f64, |m, (g, w)| m.max((f64::from(*g) - w).abs())) / size)
+}
+
+/// Enough independent chains to hide the latency of two FMA units, few enough for 16 registers.
+const CHAINS: usize = 12;
+const ROUNDS: usize = 1_000_000;
+
+/// Fused multiply-adds that touch registers alone; gives their number.
+struct Fma<T>(T);
+
+impl WithSimd for Fma<f32> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (factor, term) = (simd.splat_f32s(self.0), simd.splat_f32s(0.25));
+        let mut chains = [simd.splat_f32s(1.0); CHAINS];
+        for _ in 0..ROUNDS {
+            for x in &mut chains {
+                *x = simd.mul_add_f32s(*x, factor, term);
+            }
+        }
+        for x in chains {
+            black_box(simd.reduce_sum_f32s(x));
+        }
+        (ROUNDS * CHAINS * S::F32_LANES) as f64
+    }
+}
+
+impl WithSimd for Fma<f64> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (factor, term) = (simd.splat_f64s(self.0), simd.splat_f64s(0.25));
+        let mut chains = [simd.splat_f64s(1.0); CHAINS];
+        for _ in 0..ROUNDS {
+            for x in &mut chains {
+                *x = simd.mul_add_f64s(*x, factor, term);
+            }
+        }
+        for x in chains {
+            black_box(simd.reduce_sum_f64s(x));
+        }
+        (ROUNDS * CHAINS * S::F64_LANES) as f64
+    }
+}
+
+/// GFLOP/s of all threads, the best of several tries.
+fn limit<T: From<f32> + Send + Sync>() -> f64
+where
+    Fma<T>: WithSimd<Output = f64>,
+{
+    let work = || Arch::new().dispatch(Fma(T::from(black_box(0.5))));
+    let tries = (0..9).map(|_| {
+        let start = Instant::now();
+        let done: f64 = rayon::broadcast(|_| work()).iter().sum();
+        2.0 * done / start.elapsed().as_secs_f64() / 1e9
+    });
+    tries.fold(0.0, f64::max)
 }
 
 fn peak() -> u64 {
@@ -87,46 +179,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 )
             }
             "search" => {
-                let lift = lift()?;
-                let start = Instant::now();
-                let errors = validation_errors(
-                    &lift,
-                    &rows,
-                    &labels,
-                    images * 4 / 5,
-                    &(0..CLASSES),
-                    &RIDGES,
-                );
-                (start.elapsed().as_secs_f64(), errors)
+                let (lift, fit) = (lift()?, images * 4 / 5);
+                again(|| validation_errors(&lift, &rows, &labels, fit, &(0..CLASSES), &RIDGES))
             }
             "predict" => {
                 let lift = lift()?;
                 let head: Vec<f32> = (0..width * CLASSES).map(|at| drawn(at as u64)).collect();
-                let start = Instant::now();
-                let lifted = lift.lift(&rows, 0..width);
-                let found = scores(&lifted, width, View::rows(&head, CLASSES), CLASSES);
-                (
-                    start.elapsed().as_secs_f64(),
-                    found[..3].iter().map(|v| f64::from(*v)).collect(),
-                )
+                let (seconds, found) = again(|| lifted_scores(&lift, &rows, &head, CLASSES));
+                (seconds, found[..3].iter().map(|v| f64::from(*v)).collect())
             }
             "cosine" => {
-                let means = &rows[..CLASSES * DIM];
+                let (seconds, found) = again(|| cosines(&rows, &rows[..CLASSES * DIM], DIM, 1));
+                (seconds, found[..3].iter().map(|v| f64::from(*v)).collect())
+            }
+            "accuracy" => {
+                let mut ridge = Ridge::new(Box::new(lift()?));
+                ridge.fold();
+                ridge.add(&rows, &labels)?;
                 let start = Instant::now();
-                let unit = |rows: &[f32]| -> Vec<f64> {
-                    let unit = rows.chunks_exact(DIM).flat_map(|row| {
-                        let norm = row
-                            .iter()
-                            .map(|v| f64::from(*v).powi(2))
-                            .sum::<f64>()
-                            .sqrt();
-                        row.iter().map(move |v| f64::from(*v) / norm)
-                    });
-                    unit.collect()
-                };
-                let (all, means) = (unit(&rows), unit(means));
-                let found = scores(&all, DIM, View::rows(&means, DIM).t(), CLASSES);
-                (start.elapsed().as_secs_f64(), found[..3].to_vec())
+                let mut found = Vec::new();
+                for value in [1e6, 1e4, 1e2, 1.0] {
+                    found.push(far_from_f64(&ridge, value)?);
+                }
+                (start.elapsed().as_secs_f64(), found)
+            }
+            "limit" => {
+                let start = Instant::now();
+                let limits = vec![limit::<f32>(), limit::<f64>()];
+                (start.elapsed().as_secs_f64(), limits)
             }
             other => return Err(format!("there is no case {other:?}").into()),
         };

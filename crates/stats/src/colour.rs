@@ -2,9 +2,12 @@
 
 use rayon::prelude::*;
 
-use crate::cholesky::{Cholesky, dot};
-use crate::product::{LEAST, View, padded, product};
-use crate::symmetric::{TILE, at, side};
+use crate::cholesky::{Cholesky, at};
+use crate::product::{Real, View, padded};
+use crate::symmetric::side;
+
+/// Rows that a thread takes at a time.
+const ROWS: usize = 32;
 
 impl Cholesky {
     /// `L z` for each row of `z (rows, n)`: of independent normal values with deviation 1, rows with covariance `A + λI`. A row of
@@ -13,44 +16,41 @@ impl Cholesky {
         let n = self.0.n();
         let mut out = z.to_vec();
         if n > 0 {
-            out.par_chunks_mut(LEAST * n).for_each(|rows| {
-                let mut whole = padded(rows, n).into_owned();
-                self.colour(&mut whole);
-                rows.copy_from_slice(&whole[..rows.len()]);
-            });
+            out.par_chunks_mut(ROWS * n)
+                .for_each(|rows| self.colour(rows));
         }
         out
     }
 
     fn colour(&self, rows: &mut [f64]) {
+        const STRIP: usize = <f64 as Real>::STRIP;
         let n = self.0.n();
-        let m = rows.len() / n;
-        // From the last tile on: those before it are still what was given.
-        for k in (0..n.div_ceil(TILE)).rev() {
-            let s = side(n, k);
-            let columns = k * TILE..k * TILE + s;
-            let mut sum = vec![0f64; m * s];
-            for j in 0..k {
-                let w = side(n, j);
-                let before: Vec<f64> = rows
-                    .chunks_exact(n)
-                    .flat_map(|row| &row[j * TILE..j * TILE + w])
-                    .copied()
-                    .collect();
-                let tile = View::rows(&self.0.tiles[at(k, j)], w);
-                product((m, w, s), 1.0, View::rows(&before, w), tile.t(), &mut sum);
-            }
-            // The tile on the diagonal is the inverse of L's: y of L⁻¹ y = z, value by value.
-            let inverse = &self.0.tiles[at(k, k)];
+        let whole = padded(rows, n).into_owned();
+        let m = whole.len() / n;
+        let strips = self.0.strips.len();
+        let columns = |k: usize| k * STRIP..n.min((k + 1) * STRIP);
+        let part = |k: usize| whole.chunks_exact(n).flat_map(move |row| &row[columns(k)]);
+        let parts: Vec<Vec<f64>> = (0..strips).map(|k| part(k).copied().collect()).collect();
+        for k in 0..strips {
+            let s = side::<f64>(n, k);
+            let mut sums = vec![0f64; m * s];
+            let terms = parts[..k].iter().enumerate().map(|(j, z)| {
+                let tile = at(&self.0, k * STRIP, j).t();
+                (STRIP, View::rows(z, STRIP), tile)
+            });
+            f64::products((m, s), 1.0, terms, &mut sums);
+            // On the diagonal is the inverse of L's square: y of L⁻¹ y = z, value by value.
+            let inverse = &self.0.strips[k];
             let mut own = vec![0f64; s];
-            for (row, sum) in rows.chunks_exact_mut(n).zip(sum.chunks_exact(s)) {
-                let row = &mut row[columns.clone()];
+            let values = parts[k].chunks_exact(s).zip(sums.chunks_exact(s));
+            for (row, (z, sums)) in rows.chunks_exact_mut(n).zip(values) {
                 for i in 0..s {
                     let line = &inverse[i * s..=i * s + i];
-                    own[i] = (row[i] - dot(&line[..i], &own[..i])) / line[i];
+                    let before = line.iter().zip(&own[..i]).map(|(a, b)| a * b);
+                    own[i] = (z[i] - before.sum::<f64>()) / line[i];
                 }
-                row.iter_mut()
-                    .zip(own.iter().zip(sum))
+                let to = row[columns(k)].iter_mut();
+                to.zip(own.iter().zip(sums))
                     .for_each(|(value, (own, sum))| *value = own + sum);
             }
         }

@@ -10,9 +10,12 @@
 //! As long as few images were seen, their features `(n, d)` are kept in place of `G`, which takes more room and says no more. `G` is
 //! taken from them when `2n > m`.
 
+use rayon::prelude::*;
+
 use crate::cholesky::{Cholesky, NotPositive};
-use crate::lift::{Lift, blocks, kernel, one_hot, wide};
-use crate::product::{View, product};
+use crate::head::head;
+use crate::lift::{Lift, by_columns, kernel, lifted, lifted_columns, one_hot};
+use crate::product::{DEPTH, Real as _, View, block, product};
 use crate::symmetric::Symmetric;
 use crate::{Misfit, fits};
 
@@ -67,6 +70,18 @@ impl Ridge {
         }
     }
 
+    /// Bytes at most in use for features of `dim` values lifted to `width`, besides the lift: what is kept, and solving the head.
+    pub fn memory(dim: usize, width: usize, classes: usize, images: usize) -> usize {
+        let (x, triangle) = (width * classes, width * (width + f32::STRIP) / 2);
+        if images <= width / 2 {
+            // Features three times while they are put together; K, its factor, and the dual; a group of lifted columns.
+            let square = 8 * (images * images + images * (images + f64::STRIP) / 2);
+            return 12 * images * dim + square + 8 * images * classes + 24 * images * 1024 + 12 * x;
+        }
+        // G and its factor in f64, if it comes to that; Q in f32 and f64; lifted images.
+        12 * triangle + 16 * x + 4 * width * DEPTH
+    }
+
     /// What a feature becomes.
     pub fn lift(&self) -> &dyn Lift {
         self.lift.as_ref()
@@ -96,7 +111,7 @@ impl Ridge {
             if 2 * (k.len() + labels.len()) <= self.lift.width() {
                 let all = [before.as_slice(), rows].concat();
                 let n = all.len() / d.max(1);
-                let new = kernel(self.lift.as_ref(), rows, &all);
+                let new = kernel(self.lift.as_ref(), &all, k.len());
                 k.extend(new.chunks_exact(n.max(1)).map(<[f64]>::to_vec));
                 parts.push(Part {
                     rows: rows.to_vec(),
@@ -127,25 +142,29 @@ impl Ridge {
     }
 
     fn accumulate(&mut self, rows: &[f32], labels: &[u32]) {
-        const BATCH: usize = 512;
         let (d, width) = (self.lift.dim().max(1), self.lift.width());
         let Seen::Sums { gram, sums } = &mut self.seen else {
             return;
         };
-        // Sums of one call are taken in f64 and rounded once.
-        let mut exact: Vec<Vec<f64>> = vec![Vec::new(); sums.len()];
-        for (rows, labels) in rows.chunks(BATCH * d).zip(labels.chunks(BATCH)) {
-            let lifted = self.lift.lift(rows, 0..width);
-            gram.add_rows(&lifted);
-            for (row, &label) in lifted.chunks_exact(width.max(1)).zip(labels) {
-                let sum = &mut exact[label as usize];
-                sum.resize(width, 0.0);
-                sum.iter_mut()
-                    .zip(row)
-                    .for_each(|(s, v)| *s += f64::from(*v));
-            }
+        let classes = sums.len();
+        // Sums of one call are taken in f64, for each lifted value those of all classes, and rounded once.
+        let mut exact = vec![0f64; width * classes];
+        let mut lifted = Vec::new();
+        for (rows, labels) in rows.chunks(DEPTH * d).zip(labels.chunks(DEPTH)) {
+            lifted_columns(self.lift.as_ref(), rows, &mut lifted);
+            gram.add_columns(&lifted, labels.len());
+            let exact = exact.par_chunks_mut(classes.max(1));
+            let columns = lifted.par_chunks(labels.len());
+            exact
+                .zip(columns)
+                .with_min_len(64)
+                .for_each(|(exact, column)| {
+                    let values = column.iter().zip(labels);
+                    values.for_each(|(v, label)| exact[*label as usize] += f64::from(*v));
+                });
         }
-        for (sum, exact) in sums.iter_mut().zip(exact) {
+        for (class, sum) in sums.iter_mut().enumerate() {
+            let exact = exact.iter().skip(class).step_by(classes);
             sum.iter_mut()
                 .zip(exact)
                 .for_each(|(s, e)| *s = (f64::from(*s) + e) as f32);
@@ -190,20 +209,8 @@ impl Ridge {
         match &self.seen {
             Seen::Images { parts, kernel } => self.solve_by_images(parts, kernel, ridge),
             Seen::Sums { gram, sums } => {
-                let (n, c) = (self.lift.width(), self.classes);
-                let (factor, ridge) = factor(|| gram.map(f64::from), ridge)?;
-                let mut x = vec![0f64; n * c];
-                for (i, row) in x.chunks_exact_mut(c.max(1)).enumerate() {
-                    row.iter_mut()
-                        .zip(sums)
-                        .for_each(|(x, sum)| *x = f64::from(sum[i]));
-                }
-                // The sizes are those of the factor.
-                let _ = factor.solve(&mut x, c);
-                Ok(Solved {
-                    weights: x.into_iter().map(|v| v as f32).collect(),
-                    ridge,
-                })
+                let (weights, ridge) = head(gram, sums, ridge)?;
+                Ok(Solved { weights, ridge })
             }
         }
     }
@@ -222,14 +229,19 @@ impl Ridge {
         let mut dual = one_hot(&labels, &(0..c));
         let _ = factor.solve(&mut dual, c);
         let mut weights = Vec::with_capacity(width * c);
-        for columns in blocks(width) {
-            let m = columns.len();
-            let lifted = wide(self.lift.lift(&rows, columns));
-            let mut out = vec![0f64; m * c];
-            let (left, right) = (View::rows(&lifted, m).t(), View::rows(&dual, c));
-            product((m, n, c), 1.0, left, right, &mut out);
-            weights.extend(out.into_iter().map(|v| v as f32));
-        }
+        let mut out = Vec::new();
+        by_columns(self.lift.as_ref(), &rows, |columns, lifted| {
+            let (m, height) = (columns.len(), block(columns.len()));
+            let (left, right) = (View::rows(lifted, m).t(), View::rows(&dual, c));
+            out.clear();
+            out.resize(m * c, 0f64);
+            let parts = out.par_chunks_mut((height * c).max(1)).enumerate();
+            parts.with_max_len(1).for_each(|(i, out)| {
+                let left = left.from_row(i * height);
+                product((out.len() / c, n, c), 1.0, left, right, out);
+            });
+            weights.extend(out.iter().map(|v| *v as f32));
+        });
         Ok(Solved { weights, ridge })
     }
 
@@ -260,7 +272,7 @@ impl Ridge {
             Seen::Images { parts, .. } => {
                 let mut gram = Symmetric::zeros(self.lift.width());
                 for part in parts {
-                    gram.add_rows(&self.lift.lift(&part.rows, 0..self.lift.width()));
+                    gram.add_rows(&lifted(self.lift(), &part.rows, 0..self.lift.width()));
                 }
                 gram
             }
@@ -277,7 +289,10 @@ pub enum Kept<'a> {
 }
 
 /// The factor for `ridge`, or for the first power of ten above it that has one.
-fn factor(matrix: impl Fn() -> Symmetric<f64>, ridge: f64) -> Result<(Cholesky, f64), NotPositive> {
+pub(crate) fn factor(
+    matrix: impl Fn() -> Symmetric<f64>,
+    ridge: f64,
+) -> Result<(Cholesky, f64), NotPositive> {
     let mut tried = ridge;
     loop {
         match Cholesky::new(matrix(), tried) {

@@ -1,58 +1,56 @@
-//! A symmetric matrix of which one triangle is kept, in square tiles.
+//! A symmetric matrix of which one triangle is kept, in strips of columns.
 
 use rayon::prelude::*;
 
-use crate::product::{Real, View, product};
+use crate::pages::Values;
+use crate::product::{DEPTH, Real, View, block, product};
 use crate::{Misfit, fits};
 
-/// Rows and columns of a tile; the last ones may be smaller.
-pub(crate) const TILE: usize = 256;
-
-/// Rows of features that are added together: short enough that f32 sums stay near the pairwise ones.
-const BATCH: usize = 512;
-
-/// A symmetric `(n, n)` matrix: tiles `(i, j)` with `i ≥ j`, about `n²/2` values.
+/// A symmetric `(n, n)` matrix: strip `j` holds columns `s j..` from row `s j` down, row by row, `s`
+/// being [`Real::STRIP`], less where the matrix ends; about `n²/2` values.
 ///
-/// A sum of `m` products in T is off by at most `(BATCH + m / BATCH)·ε·Σ|h_i h_j|`, whether it was taken at once or merged.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Symmetric<T> {
+/// A sum of `m` products in f32 is off by at most `(1024 + m / 1024)·ε·Σ|h_i h_j|`, whether it was taken at once or merged.
+#[derive(Debug, PartialEq)]
+pub struct Symmetric<T: Real> {
     n: usize,
-    pub(crate) tiles: Vec<Vec<T>>,
+    pub(crate) strips: Vec<Values<T>>,
 }
 
-/// Where tile `(i, j)`, `i ≥ j`, is.
-pub(crate) fn at(i: usize, j: usize) -> usize {
-    i * (i + 1) / 2 + j
+/// Columns of strip `j`.
+pub(crate) fn side<T: Real>(n: usize, j: usize) -> usize {
+    T::STRIP.min(n - j * T::STRIP)
 }
 
-/// Rows of tile row `i`.
-pub(crate) fn side(n: usize, i: usize) -> usize {
-    TILE.min(n - i * TILE)
+impl<T: Real> Clone for Symmetric<T> {
+    fn clone(&self) -> Self {
+        Self {
+            n: self.n,
+            strips: self.strips.par_iter().with_max_len(1).cloned().collect(),
+        }
+    }
 }
 
-/// The tile rows and columns, in the order of tiles.
-fn places(n: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..n.div_ceil(TILE)).flat_map(|i| (0..=i).map(move |j| (i, j)))
-}
+/// A block of rows in one strip or in two: first column, first row, values, those beside with their width.
+type Part<'a, T> = (usize, usize, &'a mut [T], Option<(&'a mut [T], usize)>);
 
 impl<T: Real> Symmetric<T> {
     /// All zeros.
     pub fn zeros(n: usize) -> Self {
-        let tile = |(i, j)| vec![T::ZERO; side(n, i) * side(n, j)];
+        let strip = |j| Values::zeros((n - j * T::STRIP) * side::<T>(n, j));
         Self {
             n,
-            tiles: places(n).map(tile).collect(),
+            strips: (0..n.div_ceil(T::STRIP)).map(strip).collect(),
         }
     }
 
-    /// The value of row `i` and column `j` is `f(i, j)`, asked where `i / 256 ≥ j / 256`.
+    /// The value of row `i` and column `j` is `f(i, j)`, asked where `i ≥ j / s · s`.
     pub fn from_fn(n: usize, f: impl Fn(usize, usize) -> T + Sync) -> Self {
         let mut new = Self::zeros(n);
-        new.each_tile(|(i, j), tile| {
-            let width = side(n, j);
-            for (r, row) in tile.chunks_exact_mut(width).enumerate() {
+        new.each_block(|(first, j), block| {
+            let width = side::<T>(n, j);
+            for (r, row) in block.chunks_exact_mut(width).enumerate() {
                 for (c, value) in row.iter_mut().enumerate() {
-                    *value = f(i * TILE + r, j * TILE + c);
+                    *value = f(first + r, j * T::STRIP + c);
                 }
             }
         });
@@ -67,48 +65,117 @@ impl<T: Real> Symmetric<T> {
     /// The value of row `i` and column `j`.
     pub fn get(&self, i: usize, j: usize) -> T {
         let (i, j) = (i.max(j), i.min(j));
-        let (ti, tj) = (i / TILE, j / TILE);
-        self.tiles[at(ti, tj)][(i % TILE) * side(self.n, tj) + j % TILE]
+        let strip = j / T::STRIP;
+        self.strips[strip][(i - strip * T::STRIP) * side::<T>(self.n, strip) + j % T::STRIP]
     }
 
-    fn each_tile(&mut self, f: impl Fn((usize, usize), &mut [T]) + Sync) {
-        let places: Vec<(usize, usize)> = places(self.n).collect();
-        self.tiles
-            .par_iter_mut()
-            .zip(places)
-            .for_each(|(tile, place)| f(place, tile));
-    }
-
-    /// Adds `Hᵀ H` of rows of `n` values. Twice the multiplications of one triangle, half those of the whole.
-    pub fn add_rows(&mut self, rows: &[T]) {
+    /// `f((row, strip), values)` for blocks of rows of each strip, on all threads.
+    fn each_block(&mut self, f: impl Fn((usize, usize), &mut [T]) + Sync) {
         let n = self.n;
-        for rows in rows.chunks(BATCH * n.max(1)) {
+        let blocks: Vec<((usize, usize), &mut [T])> = self
+            .strips
+            .iter_mut()
+            .enumerate()
+            .flat_map(|(j, strip)| {
+                let rows = block(n - j * T::STRIP);
+                let blocks = strip.chunks_mut(rows * side::<T>(n, j)).enumerate();
+                blocks.map(move |(i, values)| ((j * T::STRIP + i * rows, j), values))
+            })
+            .collect();
+        blocks
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|(place, values)| f(place, values));
+    }
+
+    /// Adds `H Hᵀ` of `H (n, k)`, row by row: about `n² k` multiplications, half those of the whole matrix.
+    pub fn add_columns(&mut self, h: &[T], k: usize) {
+        let n = self.n;
+        let h = View::rows(h, k);
+        if T::PAIRS {
+            return self.add_by_pairs(h, k);
+        }
+        self.each_block(|(first, j), values| {
+            let width = side::<T>(n, j);
+            let (left, right) = (h.from_row(first), h.from_row(j * T::STRIP).t());
+            let rows = values.len() / width;
+            product((rows, k, width), T::ONE, left, right, values);
+        });
+    }
+
+    /// The same for narrow strips, two of them at a time below the square of the first.
+    fn add_by_pairs(&mut self, h: View<'_, T>, k: usize) {
+        let n = self.n;
+        let rows = 2 * T::STRIP;
+        let mut work = Vec::new();
+        for (pair, strips) in self.strips.chunks_mut(2).enumerate() {
+            let column = 2 * pair * T::STRIP;
+            let (one, two) = strips.split_at_mut(1);
+            let width = side::<T>(n, 2 * pair);
+            let (square, below) = one[0].split_at_mut(width * width);
+            work.push((column, column, square, None));
+            if let [two] = two {
+                let other = side::<T>(n, 2 * pair + 1);
+                let parts = below.chunks_mut(rows * width).enumerate();
+                let parts = parts.zip(two.chunks_mut(rows * other));
+                work.extend(parts.map(|((i, a), b)| {
+                    (column, column + T::STRIP + i * rows, a, Some((b, other)))
+                }));
+            }
+        }
+        let each = |sums: &mut Vec<T>, (column, row, one, two): Part<'_, T>| {
+            let (left, right) = (h.from_row(row), h.from_row(column).t());
+            let width = T::STRIP.min(n - column);
+            let m = one.len() / width;
+            let Some((two, other)) = two else {
+                return product((m, k, width), T::ONE, left, right, one);
+            };
+            sums.clear();
+            sums.resize(m * (width + other), T::ZERO);
+            product((m, k, width + other), T::ONE, left, right, sums);
+            let to = one.chunks_exact_mut(width).zip(two.chunks_exact_mut(other));
+            for ((one, two), sums) in to.zip(sums.chunks_exact(width + other)) {
+                let (a, b) = sums.split_at(width);
+                one.iter_mut().zip(a).for_each(|(to, v)| *to += *v);
+                two.iter_mut().zip(b).for_each(|(to, v)| *to += *v);
+            }
+        };
+        work.into_par_iter().for_each_init(Vec::new, each);
+    }
+
+    /// Adds `Hᵀ H` of rows of `n` values.
+    pub fn add_rows(&mut self, rows: &[T]) {
+        let n = self.n.max(1);
+        for rows in rows.chunks(DEPTH * n) {
             let k = rows.len() / n;
-            let h = View::rows(rows, n);
-            self.each_tile(|(i, j), tile| {
-                let (left, right) = (h.from_column(i * TILE).t(), h.from_column(j * TILE));
-                product((side(n, i), k, side(n, j)), T::ONE, left, right, tile);
-            });
+            let mut columns = vec![T::ZERO; rows.len()];
+            for (i, row) in rows.chunks_exact(n).enumerate() {
+                for (column, value) in columns.chunks_exact_mut(k).zip(row) {
+                    column[i] = *value;
+                }
+            }
+            self.add_columns(&columns, k);
         }
     }
 
     /// Adds another matrix of the same size.
     pub fn merge(&mut self, other: &Self) -> Result<(), Misfit> {
         fits("rows of a symmetric matrix", self.n, other.n)?;
-        self.tiles
+        self.strips
             .par_iter_mut()
-            .zip(&other.tiles)
-            .for_each(|(tile, other)| tile.iter_mut().zip(other).for_each(|(a, b)| *a += *b));
+            .zip(&other.strips)
+            .for_each(|(strip, other)| {
+                strip
+                    .iter_mut()
+                    .zip(other.iter())
+                    .for_each(|(a, b)| *a += *b)
+            });
         Ok(())
     }
 
     /// Value by value.
     pub fn map<U: Real>(&self, f: impl Fn(T) -> U + Sync) -> Symmetric<U> {
-        let tile = |tile: &Vec<T>| tile.iter().map(|v| f(*v)).collect();
-        Symmetric {
-            n: self.n,
-            tiles: self.tiles.par_iter().map(tile).collect(),
-        }
+        Symmetric::from_fn(self.n, |i, j| f(self.get(i, j)))
     }
 
     /// Mean of the diagonal.
@@ -129,7 +196,7 @@ impl<T: Real> Symmetric<T> {
         fits("values of a triangle", n * (n + 1) / 2, values.len())?;
         Ok(Self::from_fn(n, |i, j| {
             let (i, j) = (i.max(j), i.min(j));
-            values[at(i, j)]
+            values[i * (i + 1) / 2 + j]
         }))
     }
 }
@@ -142,10 +209,10 @@ mod tests {
         (0..n).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect()
     }
 
-    /// 300 columns reach into a second, ragged tile; 700 rows into a second batch.
+    /// 300 columns reach into a second, ragged strip; 1100 rows into a second batch.
     #[test]
     fn products_are_the_plain_sums_and_shards_add_up() {
-        let (n, m) = (300, 700);
+        let (n, m) = (300, 1100);
         let rows = ramp(n * m);
         let mut gram = Symmetric::<f32>::zeros(n);
         gram.add_rows(&rows);
@@ -164,7 +231,7 @@ mod tests {
             let want: f64 = column(i).zip(column(j)).map(|(a, b)| a * b).sum();
             let size: f64 = column(i).zip(column(j)).map(|(a, b)| (a * b).abs()).sum();
             assert!((exact.get(i, j) - want).abs() < 1e-12 * size);
-            let bound = (512.0 + 2.0) * f64::from(f32::EPSILON) * size;
+            let bound = (1024.0 + 2.0) * f64::from(f32::EPSILON) * size;
             assert!((f64::from(gram.get(i, j)) - want).abs() < bound);
         }
         for shards in [1, 2, 5] {

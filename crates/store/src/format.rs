@@ -107,10 +107,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 const MAGIC: &[u8; 16] = b"candlewick/feat\n";
 const CHUNK_MAGIC: &[u8; 8] = b"chunk\0\0\n";
-const HEAD: usize = 8 + 8 + 32;
+pub(crate) const HEAD: usize = 8 + 8 + 32;
 const SEAL: usize = 32;
 /// An identity is some hundred bytes; a length beyond this is damage.
 const MAX_IDENTITY: u64 = 1 << 20;
+/// The longest header there can be.
+pub(crate) const MAX_HEADER: u64 = MAGIC.len() as u64 + 8 + MAX_IDENTITY + SEAL as u64;
 
 /// A header that was read.
 #[derive(Debug, Clone)]
@@ -119,6 +121,16 @@ pub(crate) struct Header {
     /// Where the first chunk begins.
     pub end: usize,
     digest: Key,
+}
+
+/// Rows of the chunk whose head this is, and where the chunk ends; nothing of its content is looked at.
+pub(crate) fn extent(bytes: &[u8], header: &Header, place: u64) -> Option<(u64, u64)> {
+    let rows = number(bytes, 8)?;
+    let place_here = usize::try_from(place).ok()?;
+    let whole = bytes.get(..HEAD)? == head(header, place_here, usize::try_from(rows).ok()?);
+    let body = rows.checked_mul(header.identity.row_bytes() as u64)?;
+    let end = place.checked_add(body)?.checked_add((HEAD + SEAL) as u64)?;
+    whole.then_some((rows, end))
 }
 
 /// What the bytes at a place turned out to be.

@@ -25,12 +25,14 @@
 
 mod error;
 mod format;
+mod keep;
 mod merge;
 mod read;
 mod write;
 
 pub use error::{Error, Result};
 pub use format::{Dtype, Identity, Key, key};
+pub use keep::{Glance, glance, remove};
 pub use merge::merge;
 pub use read::Store;
 pub use write::{CHUNK, Writer};

@@ -33,7 +33,7 @@ impl Writer {
         if !path.exists() {
             make(path, identity)?;
         }
-        let file = locked(path, wait)?;
+        let file = locked(path, identity, wait)?;
         let store = Store::of(&file, path)?;
         identity.expect(store.identity(), path)?;
         let writer = Self {
@@ -123,12 +123,20 @@ fn make(path: &Path, identity: &Identity) -> Result<()> {
 }
 
 /// The file at `path`, held by this process alone.
-fn locked(path: &Path, wait: impl FnOnce()) -> Result<File> {
+fn locked(path: &Path, identity: &Identity, wait: impl FnOnce()) -> Result<File> {
     let mut wait = Some(wait);
     loop {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        let file = options.open(path).map_err(Error::io("open", path))?;
+        let file = match options.open(path) {
+            Ok(file) => file,
+            // Removed while it was waited for.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                make(path, identity)?;
+                continue;
+            }
+            Err(e) => return Err(Error::io("open", path)(e)),
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -139,7 +147,7 @@ fn locked(path: &Path, wait: impl FnOnce()) -> Result<File> {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io("lock", path)(e)),
         }
-        // A merge may have put another file under the name meanwhile.
+        // A merge may have put another file under the name meanwhile, or somebody removed it.
         if same_file(&file, path) {
             return Ok(file);
         }
@@ -147,7 +155,7 @@ fn locked(path: &Path, wait: impl FnOnce()) -> Result<File> {
 }
 
 #[cfg(unix)]
-fn same_file(file: &File, path: &Path) -> bool {
+pub(crate) fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     match (file.metadata(), fs::metadata(path)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
@@ -157,7 +165,7 @@ fn same_file(file: &File, path: &Path) -> bool {
 
 /// Elsewhere an open file cannot be replaced.
 #[cfg(not(unix))]
-fn same_file(_: &File, _: &Path) -> bool {
+pub(crate) fn same_file(_: &File, _: &Path) -> bool {
     true
 }
 

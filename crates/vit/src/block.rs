@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Result as TensorResult, Tensor};
-use candlewick_core::{Cue, Op, Prefix, Prompt, Result, Share};
+use candlewick_core::{Cue, NoPrompt, Op, Prefix, Prompt, Result, Share};
 use candlewick_kernels::Precision;
 
+use crate::checkpoint;
 use crate::frozen::{self, FrozenBlock, Parts};
 use crate::layers::{LayerNorm, Linear, gelu, softmax};
 use crate::ops;
@@ -17,6 +18,8 @@ pub(crate) struct Block {
     index: usize,
     parts: Arc<Parts>,
     whole: Arc<FrozenBlock>,
+    /// Whether it is run again in the backward pass, where it trains.
+    checkpoint: bool,
 }
 
 impl Block {
@@ -53,7 +56,13 @@ impl Block {
             index,
             whole: Arc::new(FrozenBlock::new(parts.clone(), precision)),
             parts,
+            checkpoint: false,
         }
+    }
+
+    /// Keeps, where it trains, nothing but what goes in for the backward pass.
+    pub(crate) fn checkpoint(&mut self, on: bool) {
+        self.checkpoint = on;
     }
 
     /// `(B, N, D)` to the same: in one operation where nothing in the block is tuned or trained, else one by one. With `read`,
@@ -73,37 +82,58 @@ impl Block {
         if !tuned && !whole_share && self.whole.runs(x) {
             return Ok(frozen::block(&self.whole, x, prefix, read)?);
         }
-        self.forward_by_operation(x, prefix, prompt, cue)
+        // What a prompt does inside a block is not known here, so such blocks keep all.
+        let alone = !tuned && prefix.is_none();
+        if self.checkpoint && alone && ops::supported(x) {
+            let (index, parts) = (self.index, self.parts.clone());
+            let run = move |x: &Tensor| {
+                by_operation(index, &parts, x, None, &NoPrompt, &Cue::default())
+                    .map_err(candle_core::Error::wrap)
+            };
+            return Ok(checkpoint::checkpointed(x, &self.trained(), Arc::new(run))?);
+        }
+        by_operation(self.index, &self.parts, x, prefix, prompt, cue)
     }
 
-    /// With every hook of the prompt.
-    fn forward_by_operation(
-        &self,
-        x: &Tensor,
-        prefix: Option<&Prefix>,
-        prompt: &dyn Prompt,
-        cue: &Cue,
-    ) -> Result<Tensor> {
-        let (i, p) = (self.index, &self.parts);
-        let hook = |op, x: &Tensor, y: Tensor| match prompt.tunes(op) {
-            true => prompt.tune(op, x, y, cue),
-            false => Ok(y),
-        };
-
-        let h = hook(Op::Norm1(i), x, p.norm1.forward(x)?)?;
-        let qkv = hook(Op::Qkv(i), &h, p.qkv.forward(&h)?)?;
-        let mixed = attend(&qkv, p.heads, prefix)?;
-        let out = hook(Op::Proj(i), &mixed, p.proj.forward(&mixed)?)?;
-        let out = hook(Op::Attention(i), &h, out)?;
-        let out = hook(Op::AttentionBranch(i), x, scaled(out, &p.scale1)?)?;
-        let x = (x + out)?;
-
-        let h = hook(Op::Norm2(i), &x, p.norm2.forward(&x)?)?;
-        let hidden = gelu(&hook(Op::Fc1(i), &h, p.fc1.forward(&h)?)?)?;
-        let out = hook(Op::Fc2(i), &hidden, p.fc2.forward(&hidden)?)?;
-        let out = hook(Op::MlpBranch(i), &x, scaled(out, &p.scale2)?)?;
-        Ok((x + out)?)
+    /// The weights that train.
+    fn trained(&self) -> Vec<&Tensor> {
+        let p = &self.parts;
+        let norms = [&p.norm1, &p.norm2].into_iter().flat_map(|n| n.tensors());
+        let layers = [&p.qkv, &p.proj, &p.fc1, &p.fc2];
+        let layers = layers.into_iter().flat_map(|l| l.tensors());
+        let scales = [&p.scale1, &p.scale2].into_iter().flatten();
+        let all = norms.chain(layers).chain(scales);
+        all.filter(|tensor| tensor.track_op()).collect()
     }
+}
+
+/// With every hook of the prompt.
+fn by_operation(
+    i: usize,
+    p: &Parts,
+    x: &Tensor,
+    prefix: Option<&Prefix>,
+    prompt: &dyn Prompt,
+    cue: &Cue,
+) -> Result<Tensor> {
+    let hook = |op, x: &Tensor, y: Tensor| match prompt.tunes(op) {
+        true => prompt.tune(op, x, y, cue),
+        false => Ok(y),
+    };
+
+    let h = hook(Op::Norm1(i), x, p.norm1.forward(x)?)?;
+    let qkv = hook(Op::Qkv(i), &h, p.qkv.forward(&h)?)?;
+    let mixed = attend(&qkv, p.heads, prefix)?;
+    let out = hook(Op::Proj(i), &mixed, p.proj.forward(&mixed)?)?;
+    let out = hook(Op::Attention(i), &h, out)?;
+    let out = hook(Op::AttentionBranch(i), x, scaled(out, &p.scale1)?)?;
+    let x = (x + out)?;
+
+    let h = hook(Op::Norm2(i), &x, p.norm2.forward(&x)?)?;
+    let hidden = gelu(&hook(Op::Fc1(i), &h, p.fc1.forward(&h)?)?)?;
+    let out = hook(Op::Fc2(i), &hidden, p.fc2.forward(&hidden)?)?;
+    let out = hook(Op::MlpBranch(i), &x, scaled(out, &p.scale2)?)?;
+    Ok((x + out)?)
 }
 
 /// Multi-head attention of fused `(B, N, 3D)` queries, keys and values:

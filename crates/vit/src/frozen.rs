@@ -146,14 +146,14 @@ impl FrozenBlock {
         x: &[f32],
         shape: Shape,
         prefix: Option<kernels::Prefix<'_>>,
-        saved: &Saved,
+        saved: Saved,
         grad: &[f32],
         wanted: Wanted,
     ) -> Result<kernels::Gradients> {
         match saved {
             Saved::Packed(saved) => {
                 let block = self.packed()?;
-                Ok(block.backward(x, shape, prefix, saved, grad, wanted)?)
+                Ok(block.backward(x, shape, prefix, &saved, grad, wanted)?)
             }
             Saved::Plain(saved) => self.parts.with(|weights| {
                 Ok(plain::backward(
@@ -291,7 +291,7 @@ impl Fused for BlockOp {
             },
         };
         self.block
-            .backward(x, self.shape, prefix, &saved, grad, self.wanted)
+            .backward(x, self.shape, prefix, saved, grad, self.wanted)
     }
 
     fn output(&self, input: &[usize]) -> Vec<usize> {

@@ -4,6 +4,7 @@
 //! serves every prompt through [`candlewick_core::Backbone`].
 
 mod block;
+mod checkpoint;
 pub mod error;
 mod frozen;
 pub mod layers;

@@ -1,7 +1,6 @@
-//! A frozen linear layer, `y = x Wᵀ + b`.
+//! A linear layer, `y = x Wᵀ + b`, frozen or trained.
 //!
-//! candle's matmul computes and keeps a gradient for frozen weights too; this does not. Where the layer's own weights train,
-//! candle's plain operations take over.
+//! candle's matmul computes and keeps a gradient for frozen weights too; this gives gradients to what is trained alone.
 
 use std::sync::{Arc, OnceLock};
 
@@ -50,15 +49,19 @@ impl Linear {
         let (out, input) = self.weight.dims2()?;
         let rows = x.elem_count() / input;
         let flat = x.contiguous()?.reshape((rows, input))?;
-        let y = if !self.frozen() {
-            flat.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?
-        } else if !ops::supported(x) {
-            let y = flat.apply_op2(&self.weight, FrozenMatmul)?;
-            y.broadcast_add(&self.bias)?
-        } else if self.precision == Precision::Bf16 {
-            flat.apply_op1(Packed(self.packed()?))?
-        } else {
-            flat.apply_op3(&self.weight, &self.bias, FrozenLinear)?
+        let y = match (ops::supported(x), self.frozen()) {
+            (true, true) if self.precision == Precision::Bf16 => {
+                flat.apply_op1(Packed(self.packed()?))?
+            }
+            (true, _) => {
+                let wanted = [&flat, &self.weight, &self.bias].map(Tensor::track_op);
+                flat.apply_op3(&self.weight, &self.bias, LinearOp { wanted })?
+            }
+            (false, true) => {
+                let y = flat.apply_op2(&self.weight, FrozenMatmul)?;
+                y.broadcast_add(&self.bias)?
+            }
+            (false, false) => flat.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?,
         };
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
@@ -160,11 +163,14 @@ impl CustomOp2 for FrozenMatmul {
 }
 
 /// The same with the bias, in one pass, in f32 on the CPU.
-struct FrozenLinear;
+struct LinearOp {
+    /// Which of `x`, `W` and `b` have a gradient to receive.
+    wanted: [bool; 3],
+}
 
-impl CustomOp3 for FrozenLinear {
+impl CustomOp3 for LinearOp {
     fn name(&self) -> &'static str {
-        "frozen-linear"
+        "linear"
     }
 
     fn cpu_fwd(
@@ -191,24 +197,29 @@ impl CustomOp3 for FrozenLinear {
 
     fn bwd(
         &self,
-        _x: &Tensor,
+        x: &Tensor,
         w: &Tensor,
         b: &Tensor,
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let (m, _) = grad.dims2()?;
         let (weight, bias, grad) = (values(w), values(b), values(&grad));
+        let (slopes, inputs) = (grad.get()?, w.dim(1)?);
         let layer = candlewick_kernels::Linear {
             weight: weight.get()?,
             bias: bias.get()?,
         };
-        let slope = plain::linear_grad(grad.get()?, &layer);
+        let of = |i: usize, of: &Tensor, values: &dyn Fn() -> Result<Vec<f32>>| {
+            let tensor = || Tensor::from_vec(values()?, of.dims(), of.device());
+            self.wanted[i].then(tensor).transpose()
+        };
         Ok((
-            Some(Tensor::from_vec(slope, (m, w.dim(1)?), w.device())?),
-            None,
-            None,
+            of(0, x, &|| Ok(plain::linear_grad(slopes, &layer)))?,
+            of(1, w, &|| {
+                Ok(plain::weight_grad(values(x).get()?, slopes, inputs))
+            })?,
+            of(2, b, &|| Ok(plain::bias_grad(slopes, layer.bias.len())))?,
         ))
     }
 }

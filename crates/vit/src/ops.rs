@@ -1,11 +1,13 @@
-//! Frozen operations one by one, as candle custom ops with the backward that candle's own fused forms lack. They serve blocks
-//! that something is tuned in; untouched blocks run whole, see [`crate::frozen`].
+//! Operations one by one, as candle custom ops with the backward that candle's own fused forms lack. They serve blocks
+//! that something is tuned or trained in; untouched blocks run whole, see [`crate::frozen`].
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
 use candlewick_kernels::rows;
 use rayon::prelude::*;
+
+use crate::linear::values;
 
 /// Values a thread takes at a time; smaller tensors are not worth a second thread.
 const GRAIN: usize = 8192;
@@ -125,9 +127,11 @@ impl CustomOp2 for SoftmaxGrad {
     }
 }
 
-/// Layer norm over the last dimension with frozen weight and bias.
+/// Layer norm over the last dimension.
 pub(crate) struct Norm {
     pub eps: f64,
+    /// Whether weight or bias have a gradient to receive.
+    pub trained: bool,
 }
 
 impl CustomOp3 for Norm {
@@ -154,14 +158,54 @@ impl CustomOp3 for Norm {
         &self,
         x: &Tensor,
         w: &Tensor,
-        _: &Tensor,
+        b: &Tensor,
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let op = NormGrad { eps: self.eps };
-        let grad = x.apply_op3_no_bwd(w, &grad.contiguous()?, &op)?;
-        Ok((Some(grad), None, None))
+        let grad = grad.contiguous()?;
+        let (weight, bias) = match self.trained {
+            true => {
+                let (weight, bias) = norm_weight_grad(x, &grad, self.eps as f32)?;
+                let of = |t: &Tensor, values| match t.track_op() {
+                    true => Tensor::from_vec(values, t.dims(), t.device()).map(Some),
+                    false => Ok(None),
+                };
+                (of(w, weight)?, of(b, bias)?)
+            }
+            false => (None, None),
+        };
+        let slope = match x.track_op() {
+            true => {
+                let op = NormGrad { eps: self.eps };
+                Some(x.apply_op3_no_bwd(w, &grad, &op)?)
+            }
+            false => None,
+        };
+        Ok((slope, weight, bias))
     }
+}
+
+/// Gradients of weight and bias: sums over pieces of so many rows, added in their order, whatever the number of threads.
+fn norm_weight_grad(x: &Tensor, grad: &Tensor, eps: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+    const ROWS: usize = 64;
+    let n = width(x.layout());
+    let (x, grad) = (values(x), values(grad));
+    let (x, grad) = (x.get()?, grad.get()?);
+    let pieces = x.par_chunks(ROWS * n).zip(grad.par_chunks(ROWS * n));
+    let sums: Vec<_> = pieces
+        .map(|(x, grad)| {
+            let (mut weight, mut bias) = (vec![0f32; n], vec![0f32; n]);
+            rows::norm_weight_grad(x, eps, grad, &mut weight, &mut bias);
+            (weight, bias)
+        })
+        .collect();
+    let mut all = (vec![0f32; n], vec![0f32; n]);
+    for (weight, bias) in sums {
+        for (sums, more) in [(&mut all.0, weight), (&mut all.1, bias)] {
+            sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
+        }
+    }
+    Ok(all)
 }
 
 struct NormGrad {

@@ -23,7 +23,7 @@ pub struct Sweep {
     /// Each laid over the base's `[backbone]`.
     #[serde(default)]
     backbone: Vec<Table>,
-    /// A recipe's `[method]`, besides with `train` and `grid`.
+    /// A recipe's `[method]`, besides with `train`, `grid` and `label`.
     method: Vec<Table>,
 }
 
@@ -34,6 +34,8 @@ pub struct Variant {
     /// What of the stream tells it from others; empty where there is one stream.
     pub stream: String,
     pub method: String,
+    /// What its row is called instead of `method`.
+    pub name: Option<String>,
     /// Of the grid, as `key=value`.
     pub settings: String,
 }
@@ -41,9 +43,10 @@ pub struct Variant {
 impl Variant {
     /// In a table with other methods.
     pub fn label(&self) -> String {
+        let name = self.name.as_ref().unwrap_or(&self.method);
         match self.settings.is_empty() {
-            true => self.method.clone(),
-            false => format!("{} {}", self.method, self.settings),
+            true => name.clone(),
+            false => format!("{name} {}", self.settings),
         }
     }
 
@@ -110,19 +113,27 @@ impl Sweep {
         for backbone in or_one(&self.backbone) {
             for stream in or_one(&self.stream) {
                 for method in &self.method {
+                    let name = label(method).with_context(|| origin.to_owned())?;
                     for sets in combinations(method)? {
                         let variant = |recipe: &Recipe| Variant {
                             backbone: recipe.backbone.label(),
                             stream: words(&stream),
                             method: recipe.method_name().to_owned(),
+                            name: name.clone(),
                             settings: sets.join(" "),
                         };
                         for &seed in &self.seeds {
                             let table = self.recipe(seed, &backbone, &stream, method, &sets)?;
                             let recipe = Recipe::from_table(table, origin)?;
                             let variant = variant(&recipe);
-                            if cells.iter().any(|c| c.variant == variant && c.seed == seed) {
-                                bail!("{origin}: two of [[method]] are `{}`", variant.label());
+                            let row = |v: &Variant| (v.group(), v.label());
+                            let twice =
+                                |c: &Cell| c.seed == seed && row(&c.variant) == row(&variant);
+                            if cells.iter().any(twice) {
+                                bail!(
+                                    "{origin}: two of [[method]] are `{}`; give one a `label` of its own",
+                                    variant.label()
+                                );
                             }
                             cells.push(Cell {
                                 variant,
@@ -157,6 +168,7 @@ impl Sweep {
         }
         let mut method = method.clone();
         method.remove("grid");
+        method.remove("label");
         if let Some(train) = method.remove("train") {
             recipe.insert("train".into(), train);
         }
@@ -165,6 +177,15 @@ impl Sweep {
             overlay(&mut recipe, set)?;
         }
         Ok(recipe)
+    }
+}
+
+/// What a method's row is called, where it is not the method's name.
+fn label(method: &Table) -> Result<Option<String>> {
+    match method.get("label") {
+        None => Ok(None),
+        Some(Value::String(label)) if !label.trim().is_empty() => Ok(Some(label.clone())),
+        Some(other) => bail!("method.label: expected the name of a row, found {other}"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `candlewick sweep`: many runs from the same features, on all cores, one table.
 
 mod file;
+mod lanes;
 mod paired;
 mod result;
 
@@ -13,7 +14,6 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use candlewick_core::report::hex;
 use candlewick_core::{Backbone, Event, Observer, Report, RunOptions, run as core_run};
-use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use crate::features::{self, code};
@@ -22,6 +22,7 @@ use crate::run::report;
 use crate::watch::{self, Counting, Download};
 use crate::{machine, print};
 use file::{Cell, Sweep};
+use lanes::Lanes;
 use result::{Cells, Done, Summary};
 
 #[derive(clap::Args)]
@@ -37,6 +38,9 @@ pub struct SweepArgs {
     /// Threads at work at once [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Memory in MiB that cells may take together; one at least is run [default: what the machine has left]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
 }
 
 /// A cell that is ready to go.
@@ -90,7 +94,8 @@ pub fn sweep(args: &SweepArgs) -> Result<()> {
             digest,
         });
     }
-    let done = work(&jobs, &kept, &stop)?;
+    let memory = args.memory.map(|mib| mib << 20);
+    let done = work(&jobs, &kept, memory, &stop)?;
     let summary = Summary::new(&sweep.seeds, &done);
     summary.write(&out, &done)?;
     let cpu: f64 = done.iter().map(|d| d.seconds).sum();
@@ -123,7 +128,7 @@ fn digest(plan: &Plan, loaded: &Loaded) -> Result<String> {
 }
 
 /// All cells, from what is kept or computed. Those that need pixels go one after another, as each takes all threads.
-fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
+fn work(jobs: &[Job], kept: &Cells, memory: Option<u64>, stop: &AtomicBool) -> Result<Vec<Done>> {
     let mut found: Vec<Option<Done>> = jobs.iter().map(|job| job.kept(kept)).collect();
     let missing: Vec<usize> = (0..jobs.len()).filter(|&i| found[i].is_none()).collect();
     let count = Counting::new("sweep", missing.len(), jobs.len() - missing.len());
@@ -135,7 +140,7 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
             stores.insert(plan.store_key()?, stored);
         }
     }
-    let one = |&i: &usize| -> Result<(usize, Done)> {
+    let one = |i: usize| -> Result<(usize, Done)> {
         let job = &jobs[i];
         let backbone = match stores.get(&job.plan.store_key()?) {
             Some(stored) if job.plan.reads_features() => stored.clone(),
@@ -154,9 +159,11 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
     let (light, heavy): (Vec<usize>, Vec<usize>) = missing
         .iter()
         .partition(|&&i| jobs[i].plan.reads_features());
-    let mut results: Vec<Result<(usize, Done)>> =
-        light.par_iter().with_max_len(1).map(one).collect();
-    results.extend(heavy.iter().map(one));
+    let cells: Vec<lanes::Cell> = light.iter().map(|&i| jobs[i].lane(i)).collect();
+    let lanes = Lanes::new(&cells, memory.or_else(machine::available));
+    lanes.limits().iter().for_each(|line| watch::say(line));
+    let mut results = lanes.run(one);
+    results.extend(heavy.into_iter().map(one));
     count.end();
     for result in results {
         match result {
@@ -175,6 +182,15 @@ fn work(jobs: &[Job], kept: &Cells, stop: &AtomicBool) -> Result<Vec<Done>> {
 }
 
 impl Job {
+    fn lane(&self, index: usize) -> lanes::Cell {
+        let dim = self.loaded.vit.spec().dim;
+        lanes::Cell {
+            index,
+            label: self.cell.variant.label(),
+            bytes: self.plan.memory(dim),
+        }
+    }
+
     fn done(&self, report: Report, seconds: f64) -> Done {
         Done {
             variant: self.cell.variant.clone(),

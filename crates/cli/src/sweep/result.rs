@@ -89,6 +89,8 @@ pub struct Summary {
 pub struct Row {
     pub backbone: String,
     pub stream: String,
+    /// As in the table.
+    pub label: String,
     pub method: String,
     pub settings: String,
     /// In the order of tables.
@@ -153,16 +155,14 @@ impl Summary {
 
     /// For the terminal: the table, then the pairs by the first metric.
     pub fn text(&self) -> String {
-        let Some(first) = self.rows.first() else {
-            return String::new();
-        };
-        let names: Vec<&str> = first.metrics.iter().map(|m| m.name.as_str()).collect();
-        let mut head = vec!["%"];
-        head.extend(&names);
         let mut text = String::new();
         for group in self.groups() {
-            let rows = self.rows.iter().filter(|row| row.variant.group() == group);
-            let rows = rows.map(|row| {
+            let rows = || self.rows.iter().filter(|row| row.variant.group() == group);
+            // Of one stream, so with the same metrics.
+            let first = rows().next().into_iter().flat_map(|row| &row.metrics);
+            let mut head = vec!["%"];
+            head.extend(first.map(|m| m.name.as_str()));
+            let rows = rows().map(|row| {
                 let mut cells = vec![row.variant.label()];
                 let number = |m: &Metric| format!("{:.2} ± {:.2}", m.spread.mean, m.spread.std);
                 cells.extend(row.metrics.iter().map(number));
@@ -170,7 +170,8 @@ impl Summary {
             });
             text += &format!("{group}\n{}\n", table::numbers(&head, rows));
         }
-        let metric = names.first().copied().unwrap_or_default();
+        let first = self.rows.first().and_then(|row| row.metrics.first());
+        let metric = first.map_or("", |m| m.name.as_str());
         let pairs: Vec<&Pair> = self.pairs.iter().filter(|p| p.metric == metric).collect();
         if !pairs.is_empty() {
             let rows = pairs.into_iter().map(|pair| {
@@ -237,6 +238,7 @@ impl Row {
         Self {
             backbone: variant.backbone.clone(),
             stream: variant.stream.clone(),
+            label: variant.label(),
             method: variant.method.clone(),
             settings: variant.settings.clone(),
             metrics: metrics.collect(),
@@ -246,23 +248,25 @@ impl Row {
     }
 }
 
-/// One line per cell.
+/// One line per cell; a metric that its scenario does not have is left empty.
 fn csv(done: &[Done]) -> Result<Vec<u8>> {
     let mut out = csv::Writer::from_writer(Vec::new());
-    for (i, cell) in done.iter().enumerate() {
-        let rows = cell.report.metrics.rows();
-        if i == 0 {
-            let mut head = vec!["backbone", "stream", "method", "settings", "seed"];
-            head.extend(rows.iter().map(|(name, _, _)| name));
-            head.push("seconds");
-            out.write_record(head)?;
-        }
+    let metrics: Vec<_> = done.iter().map(|d| d.report.metrics.rows()).collect();
+    let names = table::every_name(metrics.iter().map(|rows| rows.iter().map(|row| row.0)));
+    let mut head = vec!["backbone", "stream", "label", "method", "settings", "seed"];
+    head.extend(&names);
+    head.push("seconds");
+    out.write_record(head)?;
+    for (cell, rows) in done.iter().zip(&metrics) {
         let v = &cell.variant;
-        let mut record = [&v.backbone, &v.stream, &v.method, &v.settings]
+        let mut record = [&v.backbone, &v.stream, &v.label(), &v.method, &v.settings]
             .map(String::clone)
             .to_vec();
         record.push(cell.seed.to_string());
-        record.extend(rows.iter().map(|(_, value, _)| value.to_string()));
+        record.extend(names.iter().map(|name| {
+            let found = rows.iter().find(|row| row.0 == *name);
+            found.map_or(String::new(), |row| row.1.to_string())
+        }));
         record.push(cell.seconds.to_string());
         out.write_record(record)?;
     }

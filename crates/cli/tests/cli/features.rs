@@ -188,6 +188,83 @@ fn damaged_pictures_are_left_out_as_they_are_from_images() {
 }
 
 #[test]
+fn what_is_kept_is_listed_and_removed() {
+    let lab = Lab::new();
+    let empty = lab.say("features list");
+    assert!(empty.out.contains("no features are kept"), "{}", empty.out);
+    lab.run("simplecil", "run", "");
+    let first = store(&lab);
+    lab.run("simplecil", "half", "--set features=f16");
+    let said = lab.say("features list simplecil.toml --set features=f16");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let line = |name: &str| said.out.lines().find(|line| line.contains(name)).unwrap();
+    let name = first.file_name().unwrap().to_str().unwrap();
+    for part in [
+        &IMAGES.to_string(),
+        "f32",
+        "s ago",
+        "128",
+        "no: other dtype",
+    ] {
+        assert!(line(name).contains(part), "{part}: {}", said.out);
+    }
+    assert!(line("f16").contains("reads it"), "{}", said.out);
+    assert!(said.out.contains("in 2 files in features"), "{}", said.out);
+    lab.say("features list none.toml").failed(&["none.toml"]);
+
+    lab.write("features/letter.features", "dear sir");
+    assert!(lab.say("features list").out.contains("not a feature store"));
+    // Nobody is there to be asked.
+    lab.say("features clear").failed(&["--older-than", "--all"]);
+    lab.say("features clear features/letter.features")
+        .failed(&["letter.features", "not a feature store"]);
+    lab.say(&format!(
+        "features clear features/{name} features/none.features"
+    ))
+    .failed(&["none.features"]);
+    assert_eq!(
+        lab.names("features").len(),
+        3,
+        "nothing is removed by halves"
+    );
+    let said = lab.say("features clear --older-than 1");
+    assert!(said.out.contains("nothing to remove"), "{}", said.out);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 86_400);
+    fs::File::options()
+        .append(true)
+        .open(&first)
+        .and_then(|file| file.set_modified(old))
+        .unwrap();
+    assert!(lab.say("features list").out.contains("3 days ago"));
+    let said = lab.say("features clear --older-than 2.5");
+    assert!(said.out.contains("removed 1 of 1 files"), "{}", said.out);
+    assert!(!first.exists());
+
+    let left = lab.names("features").into_iter();
+    let left = left.map(|name| lab.path("features").join(name));
+    let left = left.filter(|path| !path.ends_with("letter.features"));
+    let left: Vec<_> = left.collect();
+    let identity = Store::open(&left[0]).unwrap().unwrap().identity().clone();
+    let writer = Writer::open(&left[0], &identity, || ()).unwrap();
+    assert!(
+        lab.say("features list")
+            .out
+            .contains("now, by another process")
+    );
+    let said = lab.say("features clear --all");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    for part in ["another process writes it", "not a feature store"] {
+        assert!(said.err.contains(part), "{}", said.err);
+    }
+    assert!(left[0].exists());
+    drop(writer);
+    let said = lab.say("features clear --all");
+    assert!(said.out.contains("removed 1 of 2 files"), "{}", said.out);
+    assert_eq!(lab.names("features").len(), 1);
+    assert_eq!(lab.text("features/letter.features"), "dear sir");
+}
+
+#[test]
 fn f16_is_half_the_size_and_on_record() {
     let lab = Lab::new();
     lab.run("simplecil", "full", "");

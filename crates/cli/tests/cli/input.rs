@@ -63,7 +63,7 @@ fn an_unknown_method() {
         "linear.toml",
         "no method `lienar`",
         "did you mean `linear`",
-        "`aper`, `aper-vpt`, `coda`, `dap`, `dualprompt`, `fecam`, `joint-linear`, `joint-ridge`, `knn`, `l2p`, `linear`, `nearest-mean`, `random-prompt`, `ranpac`, `simplecil`, `vpt`",
+        "`aper`, `coda`, `cofima`, `dap`, `dualprompt`, `ease`, `esn`, `fecam`, `finetune`, `joint`, `joint-linear`, `joint-ridge`, `knn`, `l2p`, `lae`, `linear`, `nearest-mean`, `random-prompt`, `ranpac`, `simplecil`, `slca`, `vpt`",
     ];
     lab.refused("linear.toml --set method.name=lienar", &parts);
 }

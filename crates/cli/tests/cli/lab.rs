@@ -21,7 +21,7 @@ const SETTINGS: [(&str, &str); 9] = [
          prompt_init = [-1.0, 1.0]\nkey_init = [-1.0, 1.0]\n",
     ),
     ("vpt", "depth = \"deep\"\nlength = 2\n"),
-    ("aper-vpt", "depth = \"deep\"\nlength = 2\n"),
+    ("aper", "tuning = { kind = \"vpt-deep\", length = 2 }\n"),
     ("random-prompt", "length = 2\n"),
     ("dap", "length = 2\nembedding = 4\npull = 0.1\n"),
     (

@@ -48,7 +48,7 @@ fn a_merge_that_makes_no_sense_says_why() {
         let said = lab.say(&format!("run {method}.toml --out {method}"));
         assert_eq!(said.code, Some(0), "{}", said.err);
     }
-    for (line, parts) in [
+    let cases: [(&str, &[&str]); 5] = [
         (
             "linear linear --rule average --alpha 0.5",
             &["--alpha belongs to --rule wise"],
@@ -69,7 +69,8 @@ fn a_merge_that_makes_no_sense_says_why() {
             "linear nothing --rule average",
             &["nothing: cannot read it"],
         ),
-    ] {
+    ];
+    for (line, parts) in cases {
         let said = lab.say(&format!("merge {line} --out out"));
         said.failed(parts);
         assert!(!lab.path("out").exists(), "{line}");

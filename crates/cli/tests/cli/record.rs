@@ -149,7 +149,7 @@ fn check_facts(report: &Value, method: &str) {
         "linear" | "random-prompt" => head,
         "vpt" => head + 2 * 2 * 128,
         // The cosine head of the first task, two classes and a scale.
-        "aper-vpt" => 2 * 2 * 128 + 2 * 128 + 1,
+        "aper" => 2 * 2 * 128 + 2 * 128 + 1,
         "l2p" => head + (4 * 2 + 4) * 128,
         // Per task a key and an embedding of 4; per block what makes tokens of the 65 there are, steers and norms.
         "dap" => head + TASKS * (128 + 4) + 2 * (2 * 66 + 5 * 256 + 256),
@@ -160,7 +160,7 @@ fn check_facts(report: &Value, method: &str) {
     // Two classes of five images a task, in batches of four.
     let tasks_trained = match method {
         "simplecil" => 0,
-        "aper-vpt" => 1,
+        "aper" => 1,
         _ => TASKS,
     };
     let (steps, trained) = (tasks_trained * 3, tasks_trained * 2 * TRAIN);
@@ -311,7 +311,7 @@ fn check_tables_and_pictures(lab: &Lab, method: &str, report: &Value) {
     let params = safetensors::SafeTensors::deserialize(&params).unwrap();
     let rows = |name: &str| params.tensor(name).unwrap().shape()[0];
     let classes: usize = match method {
-        "simplecil" | "aper-vpt" => rows("prototypes"),
+        "simplecil" | "aper" => rows("prototypes"),
         _ => (0..TASKS)
             .map(|task| rows(&format!("head.{task}.weight")))
             .sum(),
@@ -418,4 +418,76 @@ fn a_folder_in_one_piece_is_divided_by_the_recipe() {
     assert_eq!(said.code, Some(0), "{}", said.err);
     let all = "6 classes, 18 training and 12 test images in all";
     assert!(said.out.contains(all), "{}", said.out);
+}
+
+/// Any division, written out and read back as lists, is the same one.
+#[test]
+fn a_division_is_written_out_for_others() {
+    let lab = Lab::new();
+    for class in CLASSES {
+        for part in ["train", "test"] {
+            for name in lab.names(&format!("images/{part}/{class}")) {
+                let bytes = lab.read(&format!("images/{part}/{class}/{name}"));
+                lab.write(&format!("one/{class}/{name}"), bytes);
+            }
+        }
+    }
+    let data = "--set data.path=one";
+    for kind in ["stratified", "random --set data.split.seed=1", "l2p"] {
+        let split =
+            format!("{data} --set data.split.kind={kind} --set data.split.test_fraction=0.4");
+        let said = lab.say(&format!("data split simplecil.toml {split} --out lists"));
+        assert_eq!(said.code, Some(0), "{kind}: {}", said.err);
+        let lines = ["train", "test"].map(|part| lab.text(&format!("lists/{part}.txt")));
+        let [train, test] = lines.map(|text| text.lines().count());
+        assert_eq!(train + test, 54);
+        assert!(
+            said.out.contains(&format!("test: {test} images")),
+            "{}",
+            said.out
+        );
+        let lists = "--set data.split.kind=lists --set data.split.train=lists/train.txt \
+                     --set data.split.test=lists/test.txt";
+        let hash = |split: &str| {
+            let line = format!("run simplecil.toml --out hash --overwrite {split}");
+            assert_eq!(lab.say(&line).code, Some(0), "{line}");
+            lab.json("hash/report.json")["fingerprint"]["split"].clone()
+        };
+        assert_eq!(hash(&split), hash(&format!("{data} {lists}")), "{kind}");
+    }
+    let said = lab.say("data split simplecil.toml --set data.split.kind=lists --out lists");
+    said.failed(&["data.split.train", "missing"]);
+}
+
+#[test]
+fn a_preset_is_one_word_and_on_record() {
+    let lab = Lab::new();
+    let small = "--set preprocess.crop=32 --set preprocess.resize=32";
+    lab.run(
+        "simplecil",
+        "pilot",
+        &format!("--set preprocess.preset=pilot {small}"),
+    );
+    lab.run(
+        "simplecil",
+        "lae",
+        &format!("--set preprocess.preset=lae {small}"),
+    );
+    let of = |run: &str| lab.json(&format!("{run}/report.json"))["fingerprint"].clone();
+    assert_eq!(of("pilot")["preset"], "pilot, changed");
+    assert_ne!(of("pilot")["preprocess"], of("lae")["preprocess"]);
+    let again = lab.say("run pilot/config.toml --out again --threads 1");
+    assert_eq!(again.code, Some(0), "{}", again.err);
+    assert_eq!(of("pilot"), of("again"));
+    // Laid over nothing it keeps its name.
+    let said = lab
+        .say("run simplecil.toml --out whole --set preprocess.preset=timm --set backbone.depth=1");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(of("whole")["preset"], "timm");
+    lab.run("simplecil", "card", "");
+    assert!(of("card").get("preset").is_none());
+    lab.refused(
+        "simplecil.toml --set preprocess.preset=polit",
+        &["preprocess.preset", "polit", "pilot, ranpac"],
+    );
 }

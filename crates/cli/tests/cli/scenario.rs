@@ -109,6 +109,37 @@ fn domains_come_one_by_one_and_end_where_all_at_once_does() {
             .unwrap()
             .contains("just before")
     );
+    let told = report["definitions"]["last_accuracy_micro"]
+        .as_str()
+        .unwrap();
+    assert!(told.contains("domains seen"), "{told}");
+    // The classes are the same ones in every session.
+    let csv = lab.text("domains/accuracy.csv");
+    let seen = csv
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').nth(1).unwrap());
+    assert_eq!(seen.collect::<Vec<_>>(), ["6"; 9]);
+    // No image was looked at once its feature was there, so nothing is said of a speed.
+    let log = lab.text("domains/log.txt");
+    assert!(
+        log.contains("stored features") && !log.contains("/s)"),
+        "{log}"
+    );
+    assert!(log.contains("9 domains seen | per domain"), "{log}");
+    assert!(lab.text("images/log.txt").contains("/s)"));
+    for (run, stored) in [("domains", true), ("images", false)] {
+        assert_eq!(
+            lab.json(&format!("{run}/timing.json"))["stored_features"],
+            stored
+        );
+    }
+    let dry = lab.say("run domains.toml --dry-run");
+    assert!(
+        dry.out.contains("noto-v1") && dry.out.contains("domain"),
+        "{}",
+        dry.out
+    );
     for (file, part) in [("log.txt", "task 9/9"), ("matrix.svg", "<svg")] {
         assert!(
             lab.text(&format!("domains/{file}")).contains(part),
@@ -136,6 +167,38 @@ fn domains_come_one_by_one_and_end_where_all_at_once_does() {
         lab.json("at-once/report.json")["metrics"]["forward_transfer"],
         Value::Null
     );
+    // A metric that one of two runs does not have is left out of its column alone.
+    for line in ["report domains at-once", "report at-once domains"] {
+        let said = lab.say(line);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        assert!(said.out.contains("forward_transfer"), "{}", said.out);
+    }
+    let sweep = r#"
+seeds = [1, 2]
+base = { data = { path = "all" }, backbone = { name = "vit-micro", depth = 2 }, stream = { order = "seed" } }
+stream = [{ increment = 2 }, { kind = "task-incremental", increment = 2 }, { kind = "domain-incremental", domain = "file" }]
+method = [{ name = "simplecil" }, { name = "nearest-mean", distance = "euclidean" }]
+"#;
+    lab.write("kinds.toml", sweep);
+    let said = lab.say("sweep kinds.toml --out kinds --threads 1");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert_eq!(
+        said.out.matches("forward_transfer").count(),
+        1,
+        "{}",
+        said.out
+    );
+    let mut csv = csv::Reader::from_path(lab.path("kinds/sweep.csv")).unwrap();
+    let at = csv
+        .headers()
+        .unwrap()
+        .iter()
+        .position(|h| h == "forward_transfer")
+        .unwrap();
+    let filled = csv
+        .records()
+        .filter(|row| !row.as_ref().unwrap()[at].is_empty());
+    assert_eq!(filled.count(), 4);
 }
 
 /// A class without images in the first domain is not predicted until it has some.
@@ -171,6 +234,23 @@ fn a_class_that_comes_later_is_not_predicted_before() {
     // After the first domain all is taken for a cat; after the second, a goat's very picture is known.
     assert_eq!(rows[0], [50.0, 50.0]);
     assert_eq!(rows[1], [100.0, 100.0]);
+    let train = "--set train={epochs=2,batch=4,optimizer=\"adam\",lr=0.01}";
+    for (method, more) in [
+        ("nearest-mean\",distance=\"euclidean\"", ""),
+        ("nearest-mean\",distance=\"mahalanobis\"", ""),
+        ("ranpac\",projection=50,ridge=1.0", ""),
+        ("fecam\",shrinkage=[1.0,0.0]", ""),
+        ("knn\",k=3,distance=\"cosine\",weights=\"uniform\"", ""),
+        ("joint-ridge\",ridge=1.0", ""),
+        ("joint-linear\"", train),
+        ("linear\"", train),
+        ("aper\",tuning={kind=\"ssf\"}", train),
+    ] {
+        let method = format!("--overwrite --set method={{name=\"{method}}} {more}");
+        lab.run("two", "other", &method);
+        assert_eq!(matrix(&lab, "other")[0], [50.0, 50.0], "{method}");
+        assert_eq!(matrix(&lab, "other").len(), 2);
+    }
 }
 
 #[test]
@@ -190,8 +270,35 @@ fn what_a_scenario_does_not_have_is_said() {
         "simplecil.toml --set stream.domain=file",
         &["stream.domain", "domain-incremental"],
     );
+    let recipe = lab
+        .text("l2p.toml")
+        .replace("increment = 2", "kind = \"domain-incremental\"");
+    lab.write("l2p-domains.toml", &recipe);
+    // Whose images lie in the folders of their classes; and two of the domains are never tested.
     lab.refused(
-        "linear-domains.toml --set stream.domain=folder",
-        &["stream.kind", "linear"],
+        "l2p-domains.toml --set stream.domain=folder",
+        &["stream.domain", "images", "\"file\""],
+    );
+    lab.refused(
+        "l2p-domains.toml --set stream.domain=file",
+        &["stream.domain", "has no", "leave it out"],
+    );
+    for (part, class) in CLASSES.iter().flat_map(|c| [("train", c), ("test", c)]) {
+        for (domain, name) in ["a", "b"]
+            .iter()
+            .zip(lab.names(&format!("images/{part}/{class}")))
+        {
+            let bytes = lab.read(&format!("images/{part}/{class}/{name}"));
+            lab.write(&format!("sorted/{part}/{class}/{domain}/{name}"), &bytes);
+        }
+    }
+    let sorted = "--set stream.domain=folder --set data.path=sorted";
+    lab.refused(
+        &format!("l2p-domains.toml {sorted} --set stream.order=natural"),
+        &["stream.kind", "l2p", "simplecil"],
+    );
+    lab.refused(
+        &format!("l2p-domains.toml {sorted} --set stream.order=[\"a\",\"c\"]"),
+        &["stream.order", "domain `c`", "2 domains"],
     );
 }

@@ -91,7 +91,9 @@ fn a_cell_is_the_run_of_its_recipe() {
     }
     let csv = lab.text("s/sweep.csv");
     assert_eq!(csv.lines().count(), 1 + CELLS);
-    assert!(csv.starts_with("backbone,stream,method,settings,seed,average_incremental_accuracy,"));
+    assert!(
+        csv.starts_with("backbone,stream,label,method,settings,seed,average_incremental_accuracy,")
+    );
     assert!(lab.text("s/sweep.svg").starts_with("<svg"));
 }
 
@@ -103,6 +105,58 @@ fn near(a: &Value, b: &Value) -> bool {
         }
         _ => (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-9,
     }
+}
+
+/// Two settings of one method are two rows, by the names they are given.
+#[test]
+fn variants_of_a_method_have_rows_of_their_own() {
+    let lab = lab();
+    let near = |label: &str, distance: &str| {
+        format!("{{name=\"nearest-mean\",distance=\"{distance}\"{label}}}")
+    };
+    let sweep = |line: String| lab.say_args(&["sweep", "s.toml", "--out", "rows", "--set", &line]);
+    let twice = format!("method=[{},{}]", near("", "cosine"), near("", "euclidean"));
+    sweep(twice).failed(&["two of [[method]] are `nearest-mean`", "`label`"]);
+    let empty = format!("method=[{}]", near(",label=\" \"", "cosine"));
+    sweep(empty).failed(&["s.toml", "method.label"]);
+    let named = format!(
+        "method=[{},{},{{name=\"simplecil\"}}]",
+        near(",label=\"whitened\"", "mahalanobis"),
+        near(",label=\"by the angle\"", "cosine"),
+    );
+    let said = sweep(named);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    assert!(said.out.contains("whitened − by the angle"), "{}", said.out);
+    let json = lab.json("rows/sweep.json");
+    let rows = json["rows"].as_array().unwrap();
+    let labels: Vec<&str> = rows.iter().map(|r| r["label"].as_str().unwrap()).collect();
+    let once = ["whitened", "by the angle", "simplecil"];
+    assert_eq!(labels, [once, once].concat());
+    assert!(rows[..2].iter().all(|row| row["method"] == "nearest-mean"));
+    // Each is its own setting: one is SimpleCIL, the other is not.
+    assert_eq!(rows[1]["metrics"], rows[2]["metrics"]);
+    assert_ne!(rows[0]["metrics"], rows[2]["metrics"]);
+    let csv = lab.text("rows/sweep.csv");
+    assert!(csv.contains(",by the angle,nearest-mean,,"), "{csv}");
+}
+
+#[test]
+fn memory_holds_cells_back_and_changes_nothing() {
+    let lab = lab();
+    let ranpac = "[[method]]\nname = \"ranpac\"\nprojection = 600\n";
+    lab.write("s.toml", format!("{SWEEP}{ranpac}"));
+    let free = sweep(&lab, "--out free --threads 2");
+    assert!(!free.err.contains("at once"), "{}", free.err);
+    let held = sweep(&lab, "--out held --threads 2 --memory 1");
+    let line = held.err.lines().find(|line| line.starts_with("ranpac: "));
+    let line = line.unwrap_or_else(|| panic!("{}", held.err));
+    assert!(
+        line.contains("so 1 at once in 1 MiB; 2 threads could run more"),
+        "{line}"
+    );
+    // Class means are little.
+    assert!(!held.err.contains("simplecil: "), "{}", held.err);
+    same(&lab, "free", "held");
 }
 
 #[test]
@@ -218,7 +272,11 @@ fn killing_a_sweep_loses_no_finished_cell() {
         assert!(found >= before, "{found} of {before} are left");
         between += usize::from(found > before && found < CELLS);
         before = found;
-        if ended {
+        if ended || found == CELLS {
+            // Nothing is left to be killed at but the tables.
+            if !ended {
+                sweep(&lab, "--out killed --threads 1");
+            }
             same(&lab, "whole", "killed");
             fs::remove_dir_all(lab.path("killed")).unwrap();
             before = 0;

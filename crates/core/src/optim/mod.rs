@@ -2,17 +2,22 @@
 //!
 //! A step goes `backward`, clipping over all groups, then each variable by its group's rate
 //! `train.lr · group.lr · schedule · warm-up`. A variable without a gradient is left alone: neither its decay nor its count
-//! of steps moves, as in `torch.optim`.
+//! of steps moves, as in `torch.optim`. On the processor weights and moments are changed where they are, in one pass over
+//! them; the result does not depend on the number of threads.
 
 pub mod adam;
 pub mod sgd;
+#[cfg(test)]
+mod torch_tests;
+mod values;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::train::{OptimizerKind, Train};
+use crate::train::{Moments, OptimizerKind, Train};
 
 use adam::Adam;
 use sgd::Sgd;
@@ -37,6 +42,8 @@ pub struct Optimizer {
     epoch: usize,
     /// Steps so far.
     steps: u64,
+    /// Whether the processor goes over values in one pass.
+    fuse: bool,
 }
 
 enum Rule {
@@ -62,6 +69,28 @@ struct Step {
     lr: f64,
     /// Factor on the gradient.
     scale: f64,
+    /// What moments are kept in.
+    moments: Moments,
+    /// Of the rounding of moments.
+    seed: u32,
+}
+
+/// Values that one thread goes through at a time.
+const CHUNK: usize = 1 << 14;
+
+/// Does `work` on every part, with the place of its first value, on the threads of the rayon pool where there are several.
+fn each<P: Send>(
+    parts: impl ExactSizeIterator<Item = P> + Send,
+    work: impl Fn(usize, P) + Send + Sync,
+) {
+    match parts.len() {
+        0 | 1 => parts.for_each(|part| work(0, part)),
+        _ => {
+            let parts: Vec<P> = parts.collect();
+            let parts = parts.into_par_iter().enumerate();
+            parts.for_each(|(i, part)| work(i * CHUNK, part));
+        }
+    }
 }
 
 impl Optimizer {
@@ -106,6 +135,7 @@ impl Optimizer {
             slots,
             epoch: 0,
             steps: 0,
+            fuse: true,
         })
     }
 
@@ -131,18 +161,26 @@ impl Optimizer {
             None => 1.0,
         };
         let lr = self.lr();
-        for slot in &mut self.slots {
+        for (at, slot) in self.slots.iter_mut().enumerate() {
             let Some(grad) = grads.get(&slot.var) else {
                 continue;
             };
+            let fused = self.fuse && values::at_hand(&slot.var) && grad.dtype() == DType::F32;
+            if slot.steps == 0 {
+                slot.moments = self.rule.fresh(&slot.var, self.train.state, fused)?;
+            }
             slot.steps += 1;
             let step = Step {
                 lr: lr * slot.lr,
                 scale,
+                moments: self.train.state,
+                seed: (slot.steps as u32).wrapping_mul(0x85eb_ca6b) ^ (at as u32) << 16,
             };
-            match &self.rule {
-                Rule::Sgd(sgd) => sgd.update(slot, grad, &step)?,
-                Rule::Adam(adam) => adam.update(slot, grad, &step)?,
+            match (&self.rule, fused) {
+                (Rule::Sgd(sgd), true) => sgd.fused(slot, grad, &step)?,
+                (Rule::Sgd(sgd), false) => sgd.by_tensors(slot, grad, &step)?,
+                (Rule::Adam(adam), true) => adam.fused(slot, grad, &step)?,
+                (Rule::Adam(adam), false) => adam.by_tensors(slot, grad, &step)?,
             }
         }
         self.steps += 1;
@@ -155,7 +193,7 @@ impl Optimizer {
         let mut sum = 0f64;
         for slot in &self.slots {
             if let Some(grad) = grads.get(&slot.var) {
-                sum += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+                sum += squares(grad)?;
             }
         }
         Ok(sum.sqrt())
@@ -185,17 +223,28 @@ impl Optimizer {
                 continue;
             }
             slot.steps = session.take_count(&step)?;
-            let take = |moment: &&str| {
+            let fresh = self.rule.fresh(
+                &slot.var,
+                self.train.state,
+                self.fuse && values::at_hand(&slot.var),
+            )?;
+            let take = |(moment, fresh): (&&str, &Tensor)| {
                 let name = format!("{}.{moment}", slot.name);
                 let tensor = session.take_shaped(&name, slot.var.dims())?;
-                Ok(tensor.to_device(slot.var.device())?.copy()?)
+                if tensor.dtype() != fresh.dtype() {
+                    return Err(Error::State {
+                        problem: format!(
+                            "`{name}` is kept in {:?}, expected {:?}",
+                            tensor.dtype(),
+                            fresh.dtype()
+                        ),
+                    });
+                }
+                // Its own, since it is changed in place.
+                Ok(tensor.to_device(slot.var.device())?.copy()?.detach())
             };
-            slot.moments = self
-                .rule
-                .moments()
-                .iter()
-                .map(take)
-                .collect::<Result<_>>()?;
+            let moments = self.rule.moments().iter().zip(&fresh);
+            slot.moments = moments.map(take).collect::<Result<_>>()?;
         }
         session.end()
     }
@@ -209,6 +258,44 @@ impl Rule {
             Self::Adam(_) => &adam::MOMENTS,
         }
     }
+
+    /// Moments of a variable before its first gradient.
+    fn fresh(&self, var: &Var, kept: Moments, fused: bool) -> Result<Vec<Tensor>> {
+        let dtype = match (kept, fused) {
+            (Moments::F32, _) => var.dtype(),
+            (Moments::Bf16, true) => DType::BF16,
+            (Moments::Bf16, false) => {
+                let problem = "\"bf16\" is for contiguous f32 on the processor; leave it out";
+                return Err(Error::setting("train.state", problem));
+            }
+        };
+        let zeros = |_: &&str| Ok(Tensor::zeros(var.dims(), dtype, var.device())?);
+        self.moments().iter().map(zeros).collect()
+    }
+}
+
+/// Sum of squares. On the processor in f64 and chunk by chunk, so that it does not depend on threads.
+fn squares(grad: &Tensor) -> Result<f64> {
+    if !(grad.device().is_cpu() && grad.dtype() == DType::F32) {
+        let sum = grad.sqr()?.sum_all()?.to_dtype(DType::F64)?;
+        return Ok(sum.to_scalar::<f64>()?);
+    }
+    let mut sum = 0f64;
+    values::read(grad, |values| {
+        let chunk = |chunk: &[f32]| -> f64 {
+            let mut lanes = [0f64; 8];
+            for part in chunk.chunks(8) {
+                for (lane, x) in lanes.iter_mut().zip(part) {
+                    *lane += f64::from(*x) * f64::from(*x);
+                }
+            }
+            lanes.iter().sum()
+        };
+        let parts: Vec<f64> = values.par_chunks(CHUNK).map(chunk).collect();
+        sum = parts.iter().sum();
+        Ok(())
+    })?;
+    Ok(sum)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use candlewick_data::{Folder, Parts, Source, TestSplit};
 use tempfile::TempDir;
 
 /// A data set of empty files.
-fn tree(files: &[&str]) -> TempDir {
+pub fn tree(files: &[&str]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for file in files {
         let path = root.path().join(file);
@@ -17,7 +17,7 @@ fn tree(files: &[&str]) -> TempDir {
     root
 }
 
-fn folder(root: &Path) -> Folder {
+pub fn folder(root: &Path) -> Folder {
     Folder {
         path: root.into(),
         split: None,
@@ -25,11 +25,11 @@ fn folder(root: &Path) -> Folder {
     }
 }
 
-fn names(source: &dyn Source) -> Vec<String> {
+pub fn names(source: &dyn Source) -> Vec<String> {
     (0..source.len()).map(|i| source.name(i)).collect()
 }
 
-fn message(folder: &Folder) -> String {
+pub fn message(folder: &Folder) -> String {
     folder.open().err().expect("an error").to_string()
 }
 
@@ -189,8 +189,9 @@ fn numbered(sizes: &[(&str, usize)]) -> TempDir {
 fn divided(root: &Path, test_fraction: f64, seed: u64) -> Folder {
     Folder {
         split: Some(TestSplit {
-            test_fraction,
-            seed,
+            test_fraction: Some(test_fraction),
+            seed: Some(seed),
+            ..TestSplit::default()
         }),
         ..folder(root)
     }
@@ -251,8 +252,9 @@ fn a_recipe_spells_a_folder() {
     assert_eq!(
         folder.split,
         Some(TestSplit {
-            test_fraction: 0.2,
-            seed: 1
+            test_fraction: Some(0.2),
+            seed: Some(1),
+            ..TestSplit::default()
         })
     );
     assert_eq!(folder.expected_images, Some([3, 4]));

@@ -23,6 +23,7 @@ pub fn settings() -> Preprocess {
         scale: None,
         ratio: None,
         flip: false,
+        brightness: None,
         train_interpolation: None,
     }
 }
@@ -276,6 +277,40 @@ fn damaged_images_can_be_skipped_and_are_counted_once() {
         &loader,
     );
     assert!(all.batches(View::Plain, 4).next().is_none());
+}
+
+/// As another process goes on, which knows the damaged images that the first one has met.
+#[test]
+fn a_pass_goes_on_behind_any_batch_and_makes_no_picture_twice() {
+    let opened = |threads| {
+        let loader = Loader::new(&random(), threads, OnCorrupt::Skip).unwrap();
+        let source = Arc::new(Made {
+            corrupt: vec![3, 30, 59, 31],
+            ..made(60)
+        });
+        let split = split_of(source.clone(), &loader);
+        (loader, source, split)
+    };
+    for threads in [1, 4] {
+        for done in 0..=7 {
+            let (loader, source, split) = opened(threads);
+            let mut first = split.batches(TRAIN, 10);
+            for _ in 0..done {
+                first.next();
+            }
+            let (other, again, rest) = opened(threads);
+            for name in loader.skipped() {
+                other.leave_out(&name);
+            }
+            let going: Vec<Row> = first.flat_map(|batch| rows(&batch.unwrap())).collect();
+            let behind = rest.batches_behind(TRAIN, 10, done);
+            let behind: Vec<Row> = behind.flat_map(|batch| rows(&batch.unwrap())).collect();
+            assert!(going == behind, "{threads} threads, behind {done}");
+            assert_eq!(loader.skipped(), other.skipped());
+            let made = |source: &Made| source.read.load(Ordering::SeqCst);
+            assert!(made(&again) + 10 * done.min(5) <= made(&source), "{done}");
+        }
+    }
 }
 
 #[test]

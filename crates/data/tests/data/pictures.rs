@@ -95,6 +95,7 @@ fn pipeline(resize: u32, interpolation: Interpolation) -> Preprocess {
         scale: None,
         ratio: None,
         flip: false,
+        brightness: None,
         train_interpolation: None,
     }
 }

@@ -36,7 +36,7 @@ pub fn attention_grad(
 ) -> Gradients {
     let dim = qkv.len() / (3 * shape.batch * shape.tokens).max(1);
     let size = shape.tokens * dim;
-    let mut tokens = vec![0f32; qkv.len()];
+    let mut tokens = qkv.to_vec();
     let mut keys = vec![0f32; prefix.map_or(0, |p| p.keys.len())];
     let mut values = keys.clone();
     let per = prefix.map_or(0, |p| p.length * dim);
@@ -48,18 +48,17 @@ pub fn attention_grad(
         .par_chunks_mut(3 * size)
         .zip(parts)
         .enumerate()
-        .for_each(|(i, (to, (keys, values)))| {
+        .for_each(|(i, (qkv, (keys, values)))| {
             let image = Image {
                 heads,
                 dim,
                 tokens: shape.tokens,
                 prefix: prefix.map(|p| p.images(i, 1, p.length * dim)),
             };
-            let qkv = &qkv[i * 3 * size..][..3 * size];
             let grad = &grad[i * size..][..size];
             let prefix = (wanted.prefix && !keys.is_empty()).then_some((keys, values));
             SCORES.with_borrow_mut(|space| {
-                image.backward(qkv, grad, to, wanted.tokens, prefix, space);
+                image.backward(qkv, grad, wanted.tokens, prefix, space);
             });
         });
     Gradients {

@@ -120,12 +120,11 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// Gradients of `[q; k; v]` to `grad` (without `tokens` it is left as it was) and of the prefix, given that of the output.
+    /// Changes `[q; k; v]` to its gradient, if `tokens`, and gives that of the prefix, from the gradient of the output.
     pub fn backward(
         &self,
-        qkv: &[f32],
+        qkv: &mut [f32],
         out: &[f32],
-        grad: &mut [f32],
         tokens: bool,
         mut prefix: Option<(&mut [f32], &mut [f32])>,
         space: &mut [Buffer; 2],
@@ -133,15 +132,11 @@ impl<'a> Image<'a> {
         // As many queries as outputs were read.
         let (n, d, length) = (out.len() / self.dim, self.head(), self.length());
         let (wide, width) = (length + self.tokens, 3 * self.dim);
-        if tokens && n < self.tokens {
-            // Queries that nobody read have no gradient.
-            for row in grad[n * width..].chunks_exact_mut(width) {
-                row[..self.dim].fill(0.0);
-            }
-        }
         let [weights, slopes] = space;
         let weights = weights.get::<f32>(n * wide);
-        let slopes = slopes.get::<f32>(n * wide);
+        // Behind the slopes, the gradients of a head until its queries, keys and values are read no more.
+        let slopes = slopes.get::<f32>(n * wide + (n + 2 * self.tokens) * d);
+        let (slopes, grads) = slopes.split_at_mut(n * wide);
         for head in 0..self.heads {
             let queries = self.part(qkv, 0, head);
             self.against(queries, n, qkv, 1, head, weights);
@@ -149,52 +144,34 @@ impl<'a> Image<'a> {
             let out = Matrix::rows(&out[head * d..], self.dim);
             self.against(out, n, qkv, 2, head, slopes);
             rows::softmax_grad(weights, slopes, wide, self.factor());
-            if tokens {
-                let at = |part: usize| part * self.dim + head * d;
-                self.mix(slopes, n, qkv, 1, head, (&mut grad[at(0)..], width));
-                let turned = Matrix::rows(&slopes[length..], wide).t();
-                product(
-                    (self.tokens, n, d),
-                    turned,
-                    queries,
-                    &mut grad[at(1)..],
-                    width,
-                    Start::Zero,
-                    1,
-                );
-                let turned = Matrix::rows(&weights[length..], wide).t();
-                product(
-                    (self.tokens, n, d),
-                    turned,
-                    out,
-                    &mut grad[at(2)..],
-                    width,
-                    Start::Zero,
-                    1,
-                );
-            }
+            // The gradients of `count` keys (values) from column `from` on: rows are scores' columns.
+            let columns = |scores: &[f32], from: usize, count, rows, to: &mut [f32]| {
+                let turned = Matrix::rows(&scores[from..], wide).t();
+                product((count, n, d), turned, rows, to, d, Start::Zero, 1);
+            };
             if let Some((keys, values)) = &mut prefix {
                 let range = head * length * d..(head + 1) * length * d;
-                let turned = Matrix::rows(slopes, wide).t();
-                product(
-                    (length, n, d),
-                    turned,
-                    queries,
-                    &mut keys[range.clone()],
-                    d,
-                    Start::Zero,
-                    1,
-                );
-                let turned = Matrix::rows(weights, wide).t();
-                product(
-                    (length, n, d),
-                    turned,
-                    out,
-                    &mut values[range],
-                    d,
-                    Start::Zero,
-                    1,
-                );
+                columns(slopes, 0, length, queries, &mut keys[range.clone()]);
+                columns(weights, 0, length, out, &mut values[range]);
+            }
+            if tokens {
+                let (own, pairs) = grads.split_at_mut(n * d);
+                let (keys, values) = pairs.split_at_mut(self.tokens * d);
+                self.mix(slopes, n, qkv, 1, head, (own, d));
+                columns(slopes, length, self.tokens, queries, keys);
+                columns(weights, length, self.tokens, out, values);
+                for (part, grads) in [&*own, keys, values].into_iter().enumerate() {
+                    let places = qkv[part * self.dim + head * d..].chunks_mut(width);
+                    for (to, grad) in places.zip(grads.chunks_exact(d)) {
+                        to[..d].copy_from_slice(grad);
+                    }
+                }
+            }
+        }
+        if tokens && n < self.tokens {
+            // Queries that nobody read have no gradient.
+            for row in qkv[n * width..].chunks_exact_mut(width) {
+                row[..self.dim].fill(0.0);
             }
         }
     }

@@ -10,6 +10,8 @@ use crate::rows;
 
 /// Queries that a thread takes at a time.
 const QUERIES: usize = 128;
+/// Hidden columns of the MLP at a time, so that those of a group stay near the core.
+const HIDDEN: usize = 768;
 
 /// Where the gradients of a prefix's keys and values go.
 pub type PrefixGrad<'a> = (&'a mut [f32], &'a mut [f32]);
@@ -59,8 +61,7 @@ impl<'a> Group<'a> {
         let n = layer.bias.len();
         let k = layer.weight.len() / n;
         let w = Matrix::rows(layer.weight, k).t();
-        let sizes = (x.len() / k, k, n);
-        product(sizes, Matrix::rows(x, k), w, out, n, start, self.threads);
+        self.product((k, n), x, w, (out, n), start);
     }
 
     /// `g W`.
@@ -68,9 +69,29 @@ impl<'a> Group<'a> {
         let n = layer.bias.len();
         let k = layer.weight.len() / n;
         let w = Matrix::rows(layer.weight, k);
-        let sizes = (grad.len() / n, n, k);
-        let start = Start::Zero;
-        product(sizes, Matrix::rows(grad, n), w, out, k, start, self.threads);
+        self.product((n, k), grad, w, (out, k), Start::Zero);
+    }
+
+    /// `A B` for rows of `k` values and `B (k, n)`, to rows that are `width` apart.
+    fn product(
+        &self,
+        (k, n): (usize, usize),
+        a: &[f32],
+        b: Matrix<'_>,
+        (out, width): (&mut [f32], usize),
+        start: Start<'_>,
+    ) {
+        let (sizes, a) = ((a.len() / k, k, n), Matrix::rows(a, k));
+        product(sizes, a, b, out, width, start, self.threads);
+    }
+
+    /// The MLP's hidden columns, a part at a time: the first, how many, and what sums over them start from.
+    fn hidden_parts(&self) -> impl Iterator<Item = (usize, usize, Start<'static>)> {
+        let mlp = self.weights.mlp();
+        (0..mlp).step_by(HIDDEN).map(move |first| {
+            let start = if first == 0 { Start::Zero } else { Start::Sum };
+            (first, HIDDEN.min(mlp - first), start)
+        })
     }
 
     /// `f` on pieces of rows, shared over the group's threads.
@@ -91,6 +112,7 @@ impl<'a> Group<'a> {
         whole: Option<&[f32]>,
         x: &mut [f32],
         kept: &mut Kept,
+        keep: bool,
         space: &mut Workspace,
     ) {
         let w = self.weights;
@@ -125,14 +147,24 @@ impl<'a> Group<'a> {
             let x = &from[row * dim..][..out.len()];
             rows::norm(x, w.norm2.weight, w.norm2.bias, w.norm2.eps, out);
         });
-        let before = kept.hidden.get::<f32>(n * mlp);
-        self.linear(input, &w.fc1, Start::Bias(w.fc1.bias), before);
-        let hidden = space.hidden.get::<f32>(n * mlp);
-        let from = &*before;
-        self.rows(hidden, mlp, |row, out| {
-            rows::gelu(&from[row * mlp..][..out.len()], out);
-        });
-        self.linear(hidden, &w.fc2, Start::Zero, output);
+        // All of GELU's input is kept for a backward, else that of one part.
+        let width = if keep { mlp } else { mlp.min(HIDDEN) };
+        let before = kept.hidden.get::<f32>(n * width);
+        for (first, columns, start) in self.hidden_parts() {
+            let at = if keep { first } else { 0 };
+            let w1 = Matrix::rows(&w.fc1.weight[first * dim..], dim).t();
+            let bias = Start::Bias(&w.fc1.bias[first..first + columns]);
+            self.product((dim, columns), input, w1, (&mut before[at..], width), bias);
+            let hidden = space.hidden.get::<f32>(n * columns);
+            let from = &*before;
+            self.rows(hidden, columns, |row, out| {
+                for (i, out) in out.chunks_exact_mut(columns).enumerate() {
+                    rows::gelu(&from[(row + i) * width + at..][..columns], out);
+                }
+            });
+            let w2 = Matrix::rows(&w.fc2.weight[first..], mlp).t();
+            self.product((columns, dim), hidden, w2, (&mut *output, dim), start);
+        }
         let branch = &*output;
         self.rows(x, dim, |row, x| {
             rows::add_branch(x, &branch[row * dim..][..x.len()], w.fc2.bias, w.scale2);
@@ -164,7 +196,7 @@ impl<'a> Group<'a> {
         x: &[f32],
         grad: &mut [f32],
         out: Option<&mut [f32]>,
-        kept: &Kept,
+        kept: &mut Kept,
         space: &mut Workspace,
         tokens: bool,
         prefix: Option<PrefixGrad<'_>>,
@@ -175,15 +207,21 @@ impl<'a> Group<'a> {
         let whole_input = space.input.get::<f32>(all * dim);
         let input = &mut whole_input[..n * dim];
         let output = space.output.get::<f32>(n * dim);
-        let hidden = space.hidden.get::<f32>(n * mlp);
         let middle = kept.middle.read::<f32>(n * dim);
         rows::scaled(grad, w.scale2, output);
-        self.linear_grad(output, &w.fc2, hidden);
         let before = kept.hidden.read::<f32>(n * mlp);
-        self.rows(hidden, mlp, |row, grad| {
-            rows::gelu_grad(&before[row * mlp..][..grad.len()], grad);
-        });
-        self.linear_grad(hidden, &w.fc1, input);
+        for (first, columns, start) in self.hidden_parts() {
+            let w2 = Matrix::rows(&w.fc2.weight[first..], mlp);
+            let hidden = space.hidden.get::<f32>(n * columns);
+            self.product((dim, columns), output, w2, (hidden, columns), Start::Zero);
+            self.rows(hidden, columns, |row, grad| {
+                for (i, grad) in grad.chunks_exact_mut(columns).enumerate() {
+                    rows::gelu_grad(&before[(row + i) * mlp + first..][..columns], grad);
+                }
+            });
+            let w1 = Matrix::rows(&w.fc1.weight[first * dim..], dim);
+            self.product((columns, dim), hidden, w1, (&mut *input, dim), start);
+        }
         let from = &*input;
         self.rows(grad, dim, |row, grad| {
             let range = row * dim..row * dim + grad.len();
@@ -193,9 +231,8 @@ impl<'a> Group<'a> {
 
         rows::scaled(grad, w.scale1, output);
         self.linear_grad(output, &w.proj, input);
-        let qkv = kept.qkv.read::<f32>(all * 3 * dim);
-        let qkv_grad = space.qkv_grad.get::<f32>(all * 3 * dim);
-        self.attend_grad(qkv, input, qkv_grad, tokens, prefix);
+        let qkv = kept.qkv.get::<f32>(all * 3 * dim);
+        self.attend_grad(qkv, input, tokens, prefix);
         if !tokens {
             return;
         }
@@ -206,7 +243,7 @@ impl<'a> Group<'a> {
             }
             None => grad,
         };
-        self.linear_grad(qkv_grad, &w.qkv, whole_input);
+        self.linear_grad(qkv, &w.qkv, whole_input);
         let from = &*whole_input;
         self.rows(grad, dim, |row, grad| {
             let range = row * dim..row * dim + grad.len();
@@ -215,11 +252,11 @@ impl<'a> Group<'a> {
         });
     }
 
+    /// With `tokens`, `qkv` is changed to its gradient.
     fn attend_grad(
         &self,
-        qkv: &[f32],
+        qkv: &mut [f32],
         out: &[f32],
-        grad: &mut [f32],
         tokens: bool,
         prefix: Option<PrefixGrad<'_>>,
     ) {
@@ -231,14 +268,12 @@ impl<'a> Group<'a> {
                 .into_iter()
                 .zip(chunks(values, per, self.images));
         let size = self.tokens * dim;
-        let work: Vec<_> = grad.chunks_mut(3 * size).zip(parts).enumerate().collect();
-        let one = |(i, (grad, (keys, values))): (usize, (&mut [f32], PrefixGrad<'_>))| {
-            let qkv = &qkv[i * 3 * size..][..3 * size];
+        let work: Vec<_> = qkv.chunks_mut(3 * size).zip(parts).enumerate().collect();
+        let one = |(i, (qkv, (keys, values))): (usize, (&mut [f32], PrefixGrad<'_>))| {
             let out = &out[i * self.read * dim..][..self.read * dim];
             let prefix = (!keys.is_empty()).then_some((keys, values));
             SCORES.with_borrow_mut(|space| {
-                self.image(i)
-                    .backward(qkv, out, grad, tokens, prefix, space);
+                self.image(i).backward(qkv, out, tokens, prefix, space);
             });
         };
         if self.threads == 1 {

@@ -1,10 +1,15 @@
-//! A frozen linear layer alone.
+//! A linear layer alone.
 
 use rayon::prelude::*;
 
 use super::GROUP_ROWS;
 use super::product::{Matrix, Start, product};
 use crate::block::Linear;
+
+/// Rows that the gradient of a weight sums at a time.
+const ROWS: usize = 1024;
+/// Columns that a thread sums.
+const COLUMNS: usize = 256;
 
 /// `x Wᵀ + b`: `(M, in)` to `(M, out)`.
 pub fn linear(x: &[f32], layer: &Linear<'_>) -> Vec<f32> {
@@ -19,6 +24,39 @@ pub fn linear_grad(grad: &[f32], layer: &Linear<'_>) -> Vec<f32> {
     let n = layer.bias.len();
     let k = layer.weight.len() / n.max(1);
     by_rows(grad, Matrix::rows(layer.weight, k), (n, k), Start::Zero)
+}
+
+/// The gradient of [`linear`]'s weight, `gᵀ x`: of `(M, out)` and `(M, in)` to `(out, in)`.
+pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> Vec<f32> {
+    let k = inputs.max(1);
+    let rows = x.len() / k;
+    let n = grad.len() / rows.max(1);
+    let mut out = vec![0f32; n * k];
+    let threads = rayon::current_num_threads();
+    // Some rows at a time: their part of `x` is packed, and stays near the core.
+    let parts = grad.chunks(ROWS * n.max(1)).zip(x.chunks(ROWS * k));
+    for (i, (grad, x)) in parts.enumerate() {
+        let start = if i == 0 { Start::Zero } else { Start::Sum };
+        let (a, b) = (Matrix::rows(grad, n).t(), Matrix::rows(x, k));
+        product((n, x.len() / k, k), a, b, &mut out, k, start, threads);
+    }
+    out
+}
+
+/// The gradient of [`linear`]'s bias: the sums of the columns of `(M, outputs)`, in the order of rows.
+pub fn bias_grad(grad: &[f32], outputs: usize) -> Vec<f32> {
+    let n = outputs.max(1);
+    let mut out = vec![0f32; outputs];
+    out.par_chunks_mut(COLUMNS)
+        .enumerate()
+        .for_each(|(i, sums)| {
+            for row in grad.chunks_exact(n) {
+                for (sum, g) in sums.iter_mut().zip(&row[i * COLUMNS..]) {
+                    *sum += g;
+                }
+            }
+        });
+    out
 }
 
 /// The product, rows in pieces as large as a group's in parallel; where these are fewer than the threads, threads share a piece.

@@ -21,9 +21,10 @@ use crate::buffer::{Buffer, Pool, Pooled, changed};
 use group::{Group, PrefixGrad};
 
 pub use alone::{attention, attention_grad};
-pub use linear::{linear, linear_grad};
+pub use linear::{bias_grad, linear, linear_grad, weight_grad};
+pub use product::{Matrix, Start, product};
 
-/// Rows of a group: enough that packing the weights for each is little work, few enough that they stay near the core.
+/// Rows of a group, about: enough that packing the weights for each is little work, few enough that they stay near the core.
 const GROUP_ROWS: usize = 800;
 
 /// What a group's forward leaves for its backward.
@@ -55,7 +56,6 @@ struct Workspace {
     input: Buffer,
     output: Buffer,
     hidden: Buffer,
-    qkv_grad: Buffer,
 }
 
 thread_local! {
@@ -75,12 +75,14 @@ struct Plan {
 impl Plan {
     fn new(shape: Shape) -> Self {
         let (batch, threads) = (shape.batch.max(1), rayon::current_num_threads());
-        let mut groups = (batch * shape.tokens).div_ceil(GROUP_ROWS).clamp(1, batch);
-        let even = groups.next_multiple_of(threads);
-        if batch.div_ceil(even) * even <= batch + batch / 8 {
-            groups = even;
-        }
-        let images = batch.div_ceil(groups);
+        // Threads take groups in turns, so the most even cut is the quickest, and memory that is used again fits all groups. Of two
+        // that are as even, the one nearer to the wanted size.
+        let most = (3 * GROUP_ROWS / 2 / shape.tokens.max(1)).max(1);
+        let images = (1..=most.min(batch)).min_by_key(|&images| {
+            let turns = batch.div_ceil(images).next_multiple_of(threads);
+            (turns * images, (images * shape.tokens).abs_diff(GROUP_ROWS))
+        });
+        let images = images.unwrap_or(1);
         let groups = batch.div_ceil(images);
         Self {
             images,
@@ -139,7 +141,7 @@ pub fn forward(
         let mut space = WORKSPACE.take();
         let mut own = std::mem::take(&mut space.kept);
         let kept = kept.as_mut().map_or(&mut own, |k| &mut k.item);
-        group.forward(whole, x, kept, &mut space);
+        group.forward(whole, x, kept, keep, &mut space);
         space.kept = own;
         WORKSPACE.set(space);
     };
@@ -156,18 +158,19 @@ pub fn forward(
     (out, groups.map(|groups| Saved { plan, groups }))
 }
 
-/// Gradients of what went into [`forward`], given that of what came out.
+/// Gradients of what went into [`forward`], given that of what came out. Works in the memory of `saved`, which
+/// then serves the next forward.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     weights: &BlockWeights<'_>,
     x: &[f32],
     shape: Shape,
     prefix: Option<Prefix<'_>>,
-    saved: &Saved,
+    saved: Saved,
     grad: &[f32],
     wanted: Wanted,
 ) -> Gradients {
-    let plan = saved.plan;
+    let Saved { plan, mut groups } = saved;
     let dim = weights.dim();
     let chunk = plan.images * shape.tokens * dim;
     let mut keys = vec![0f32; prefix.map_or(0, |p| p.keys.len())];
@@ -176,17 +179,25 @@ pub fn backward(
     let parts: Vec<_> = chunks(&mut keys, per, plan.groups)
         .into_iter()
         .zip(chunks(&mut values, per, plan.groups))
-        .zip(&saved.groups)
+        .zip(&mut groups)
         .collect();
     let one = |i: usize,
                grad: &mut [f32],
                out: Option<&mut [f32]>,
-               ((keys, values), kept): (PrefixGrad<'_>, &Pooled<Kept>)| {
+               ((keys, values), kept): (PrefixGrad<'_>, &mut Pooled<Kept>)| {
         let x = &x[i * chunk..x.len().min((i + 1) * chunk)];
         let group = Group::new(weights, plan, i, x.len(), shape, prefix);
         let mut space = WORKSPACE.take();
         let prefix = wanted.prefix.then_some((keys, values));
-        group.backward(x, grad, out, &kept.item, &mut space, wanted.tokens, prefix);
+        group.backward(
+            x,
+            grad,
+            out,
+            &mut kept.item,
+            &mut space,
+            wanted.tokens,
+            prefix,
+        );
         WORKSPACE.set(space);
     };
     let tokens = if shape.read == shape.tokens {

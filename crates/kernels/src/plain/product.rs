@@ -6,8 +6,11 @@ use gemm::{Parallelism, gemm};
 /// Part of a slice seen as a matrix: the value of row `i` and column `j` is at `i·row + j·column`.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
+    /// From the first on.
     pub values: &'a [f32],
+    /// From a value to the one below.
     pub row: usize,
+    /// From a value to the one beside.
     pub column: usize,
 }
 
@@ -38,6 +41,7 @@ impl<'a> Matrix<'a> {
 /// What the sums of a product start from.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
+    /// 0.
     Zero,
     /// What is in C.
     Sum,

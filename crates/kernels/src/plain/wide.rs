@@ -221,7 +221,13 @@ impl Panel {
                 }
             }
             let (mut a, mut packed) = (self.a, self.packed);
-            for _ in 0..self.k {
+            for p in 0..self.k {
+                if self.column == 1 && p % LANES == 0 {
+                    // The rows of the next tile: they are far apart, so the processor does not foresee them.
+                    for r in 0..R {
+                        _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add((R + r) * self.row).cast());
+                    }
+                }
                 let mut b = [_mm512_setzero_ps(); V];
                 for v in 0..V {
                     b[v] = _mm512_load_ps(packed.add(v * LANES));

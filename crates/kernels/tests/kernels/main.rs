@@ -43,7 +43,7 @@ fn run(
             (
                 bare,
                 y,
-                plain::backward(&w, x, shape, prefix, &saved, grad, wanted),
+                plain::backward(&w, x, shape, prefix, saved, grad, wanted),
             )
         }
         Precision::Bf16 => {

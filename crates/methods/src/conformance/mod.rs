@@ -1,7 +1,9 @@
 //! The laws every method keeps, as one check for methods of ours and of others.
 //!
 //! A stream with unequal tasks, one of them of a single class and the last one odd, asks most of a
-//! method. What [`check`] cannot see of a method from outside, its gradients, [`gradients`] holds; [`empty_prompt`] is
+//! method; so does one of domains, in the first of which a class is missing, of a method that takes those. What [`check`]
+//! cannot see of a method from outside, its gradients, [`gradients`] holds; [`resuming`] alone is for streams of domains;
+//! [`empty_prompt`] is
 //! a law of backbones.
 
 mod resume;
@@ -14,6 +16,7 @@ use candlewick_core::{
     Batch, Error, Method, Outcome, Result, RunOptions, State, Stream, Task, TaskInfo, View, run,
 };
 
+pub use resume::resuming;
 pub use seam::{empty_prompt, gradients};
 
 /// Makes a fresh method; called several times, it must give the same one.
@@ -28,13 +31,13 @@ pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor
     for task in &stream.tasks {
         let old = method.state()?;
         learn(method.as_mut(), task, seen.len())?;
-        old_classes_stand_still(&old, &method.state()?, &task.info)?;
+        old_classes_stand_still(&old, &method.state()?, &task.info, &seen)?;
         seen.push(task.info.clone());
         test_batches_do_not_matter(method.as_ref(), task, task.info.classes.end)?;
         saving_and_loading_changes_nothing(build, method.as_ref(), &seen, task)?;
     }
     resuming_is_the_same_run(build, stream, &method.state()?)?;
-    resume::inside_a_task_is_the_same_run(build, stream)?;
+    resuming(build, stream)?;
     if bits(frozen)? != before {
         return broken("frozen weights changed");
     }
@@ -57,11 +60,19 @@ fn learn(method: &mut dyn Method, task: &Task, index: usize) -> Result<()> {
     method.end_task(task, &mut |_| Ok(()))
 }
 
-/// Heads of earlier tasks, and the rows of earlier tasks in whatever has a row per class, stay bit for bit.
-fn old_classes_stand_still(old: &State, new: &State, task: &TaskInfo) -> Result<()> {
+/// Heads of earlier tasks, and the rows of earlier tasks in whatever has a row per class, stay bit for bit. Not of classes
+/// that come again, in another domain.
+fn old_classes_stand_still(
+    old: &State,
+    new: &State,
+    task: &TaskInfo,
+    seen: &[TaskInfo],
+) -> Result<()> {
     let rows = task.classes.start;
+    let again = seen.iter().any(|earlier| earlier.classes == task.classes);
     for (name, before) in old {
         if name.starts_with("head.")
+            && !again
             && new.get(name).map(values).transpose()? != Some(values(before)?)
         {
             return broken(&format!(
@@ -111,7 +122,9 @@ fn test_batches_do_not_matter(method: &dyn Method, task: &Task, classes: usize) 
                 let close = want
                     .iter()
                     .zip(&row)
-                    .all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0));
+                    // Of a class without images yet, −∞. candle's products differ in their last digit with the number of rows, and
+                    // a backbone in bf16 makes up to 3e-4 of that.
+                    .all(|(a, b)| a == b || (a - b).abs() <= 1e-3 * a.abs().max(1.0));
                 if !close || label(want) != label(&row) {
                     return broken(&format!(
                         "image {id} of task {} is predicted {} in a batch of {size}, {} in a batch of 64",

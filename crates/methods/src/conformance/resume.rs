@@ -9,7 +9,7 @@ use super::{Build, bits, broken, fresh, values};
 
 /// Two methods side by side: one goes through, the other is saved and taken up by a fresh one behind every step, when the
 /// training of a task is over, and behind its end. Losses, parameters and predictions are the same bit for bit.
-pub(super) fn inside_a_task_is_the_same_run(build: Build<'_>, stream: &Stream) -> Result<()> {
+pub fn resuming(build: Build<'_>, stream: &Stream) -> Result<()> {
     let (mut through, mut stopped) = (build()?, build()?);
     let mut begun: Vec<TaskInfo> = Vec::new();
     let mut passes = 0;
@@ -41,7 +41,7 @@ pub(super) fn inside_a_task_is_the_same_run(build: Build<'_>, stream: &Stream) -
                 stopped = taken_up(build, stopped.as_ref(), &begun)?;
             }
         }
-        if bits(&through.state()?)? != bits(&stopped.state()?)? {
+        if epochs > 0 && bits(&through.state()?)? != bits(&stopped.state()?)? {
             return broken(&format!(
                 "taken up on the way, the training of task {} leaves other parameters",
                 task.info.index + 1

@@ -6,8 +6,8 @@ use candlewick_methods::adapter::Adapters;
 use candlewick_methods::classifier::OneLook;
 use candlewick_methods::nearest_mean::Nearest;
 use candlewick_methods::ssf::Ssf;
-use candlewick_methods::vpt::{Depth, Start, Vpt};
-use candlewick_methods::{Aper, AperVpt, FeCam, MethodConfig, RanPac, SimpleCil, Tuning};
+use candlewick_methods::vpt::Start;
+use candlewick_methods::{Aper, FeCam, MethodConfig, RanPac, SimpleCil, Tuning};
 
 use crate::base::trainable;
 use crate::lab::{
@@ -131,21 +131,19 @@ fn learn_without_epochs(method: &mut dyn Method) -> Vec<Vec<Vec<f32>>> {
 }
 
 fn label(row: &[f32]) -> usize {
-    row.iter()
-        .enumerate()
-        .max_by(|a, b| a.1.total_cmp(b.1))
-        .unwrap()
-        .0
+    let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.unwrap().0
 }
 
-/// The up projection is 0, so both halves are the same feature.
+/// The up projection is 0, so both halves are the same feature, but for the rounding of a block that is computed in
+/// pieces to let the adapter in. Of halves that are the same bits, scores are too: see `statistics`.
 #[test]
 fn an_adapter_without_epochs_is_simplecil() {
     let simple = learn_without_epochs(&mut SimpleCil {}.build(micro(), 16));
     let aper = learn_without_epochs(&mut build(adapter(4)));
     for (a, b) in simple.iter().flatten().zip(aper.iter().flatten()) {
         assert_eq!(label(a), label(b));
-        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6));
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 5e-7));
     }
     // Not so for what starts elsewhere.
     let ssf = learn_without_epochs(&mut build(Tuning::Ssf {}));
@@ -157,36 +155,6 @@ fn an_adapter_without_epochs_is_simplecil() {
             .zip(ssf.iter().flatten())
             .any(|(a, b)| far(a, b))
     );
-}
-
-/// `aper` with prompts is `aper-vpt`.
-#[test]
-fn both_names_of_vpt_learn_the_same() {
-    let stream = odd_stream(false);
-    let run = |method: &mut dyn Method| {
-        let options = candlewick_core::RunOptions {
-            seed: 3,
-            eval_batch: 16,
-        };
-        candlewick_core::run::run(method, &stream, options, &mut ()).unwrap()
-    };
-    let vpt = Vpt {
-        depth: Depth::Deep,
-        length: 2,
-        init: Start::default(),
-    };
-    let old = run(&mut AperVpt(vpt).build(micro(), quick(), 16, 5).unwrap());
-    let tuning = Tuning::VptDeep {
-        length: 2,
-        init: Start::default(),
-    };
-    let new = run(&mut build(tuning));
-    assert_eq!(old.accuracy, new.accuracy);
-    // The scores are added up in another order.
-    for (old, new) in old.predictions.iter().zip(&new.predictions) {
-        assert_eq!(old.predicted, new.predicted);
-        assert!((old.score - new.score).abs() < 1e-6);
-    }
 }
 
 fn images() -> Batch {
@@ -295,10 +263,14 @@ fn a_thawed_backbone_has_true_gradients() {
     assert!(text.contains("missing `norm.bias`"), "{text}");
 }
 
-/// Those with prompts are `aper-vpt` under another name, see above.
+/// With deep prompts it does so on augmented images, in `vpt`.
 #[test]
 fn aper_keeps_the_laws() {
-    for tuning in [Tuning::Finetune {}, Tuning::Ssf {}, adapter(4)] {
+    let shallow = Tuning::VptShallow {
+        length: 2,
+        init: Start::default(),
+    };
+    for tuning in [Tuning::Finetune {}, Tuning::Ssf {}, adapter(4), shallow] {
         conforms(MethodConfig::Aper(Aper { tuning }), false).unwrap();
     }
 }

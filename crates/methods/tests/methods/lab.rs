@@ -9,8 +9,8 @@ use candlewick_core::{
     Backbone, Cue, Features, Method, OptimizerKind, Prompt, Result, Spec, Stream, TaskInfo, Train,
 };
 use candlewick_data::{
-    ClassIncremental, Loader, OnCorrupt, Order, Parts, Preprocess, RgbImage, Source,
-    class_incremental, demo,
+    ClassIncremental, Domain, Loader, OnCorrupt, Order, Parts, Preprocess, RgbImage, Source,
+    class_incremental, demo, domain_incremental,
 };
 use candlewick_methods::{MethodConfig, conformance};
 use candlewick_vit::{Options, Precision, Vit, Weights};
@@ -122,6 +122,22 @@ pub fn task(index: usize, classes: std::ops::Range<usize>) -> TaskInfo {
 
 /// Thirteen classes of the demo data in tasks of 6, 1 and 4, then an odd last one of 2.
 pub fn odd_stream(augmented: bool) -> Stream {
+    let spec = ClassIncremental {
+        sizes: Some(vec![6, 1, 4, 2]),
+        order: Order::Natural,
+        ..Default::default()
+    };
+    let parts = first_classes(demo().unwrap(), 13, false);
+    class_incremental(&parts, &spec, &loader(augmented)).unwrap()
+}
+
+/// Eight of them in three domains, which are the artists. One class comes with the second.
+pub fn domain_stream() -> Stream {
+    let parts = first_classes(demo().unwrap(), 8, true);
+    domain_incremental(&parts, Domain::Folder, &Order::Natural, &loader(false)).unwrap()
+}
+
+fn loader(augmented: bool) -> Loader {
     let mut text = String::from(
         r#"
         resize = 73
@@ -140,29 +156,38 @@ pub fn odd_stream(augmented: bool) -> Stream {
         "#;
     }
     let preprocess: Preprocess = toml::from_str(&text).unwrap();
-    let loader = Loader::new(&preprocess, 2, OnCorrupt::Stop).unwrap();
-    let parts = demo().unwrap();
-    let spec = ClassIncremental {
-        sizes: Some(vec![6, 1, 4, 2]),
-        order: Order::Natural,
-        ..Default::default()
-    };
-    class_incremental(&first_classes(parts, 13), &spec, &loader).unwrap()
+    Loader::new(&preprocess, 2, OnCorrupt::Stop).unwrap()
 }
 
-fn first_classes(parts: Parts, n: usize) -> Parts {
-    let cut = |inner: Arc<dyn Source>| -> Arc<dyn Source> {
-        let keep = (0..inner.len()).filter(|&i| inner.label(i) < n).collect();
-        let classes = inner.classes()[..n].to_vec();
+/// The class that the first domain lacks.
+pub const LATE: usize = 2;
+
+fn first_classes(parts: Parts, n: usize, by_artist: bool) -> Parts {
+    let cut = |inner: Arc<dyn Source>, training: bool| -> Arc<dyn Source> {
+        let late = |i: usize| {
+            by_artist && training && inner.label(i) == LATE && artist(&inner.name(i)) == "a"
+        };
+        let keep = (0..inner.len()).filter(|&i| inner.label(i) < n && !late(i));
+        let (keep, classes) = (keep.collect(), inner.classes()[..n].to_vec());
         Arc::new(Few {
             inner,
             keep,
             classes,
+            by_artist,
         })
     };
     Parts {
-        train: cut(parts.train),
-        test: cut(parts.test),
+        train: cut(parts.train, true),
+        test: cut(parts.test, false),
+    }
+}
+
+/// The domain of an image by who drew it.
+fn artist(name: &str) -> &'static str {
+    match name.rsplit('/').next().unwrap_or_default() {
+        file if file.starts_with("fluent") => "b",
+        file if file.starts_with("noto") || file.starts_with("twemoji") => "c",
+        _ => "a",
     }
 }
 
@@ -171,6 +196,8 @@ struct Few {
     inner: Arc<dyn Source>,
     keep: Vec<usize>,
     classes: Vec<String>,
+    /// Whether names have the folder of their artist.
+    by_artist: bool,
 }
 
 impl Source for Few {
@@ -187,7 +214,11 @@ impl Source for Few {
     }
 
     fn name(&self, index: usize) -> String {
-        self.inner.name(self.keep[index])
+        let name = self.inner.name(self.keep[index]);
+        match (self.by_artist, name.rsplit_once('/')) {
+            (true, Some((folder, file))) => format!("{folder}/{}/{file}", artist(file)),
+            _ => name,
+        }
     }
 
     fn rgb(&self, index: usize) -> candlewick_data::Result<RgbImage> {
@@ -226,19 +257,23 @@ pub fn quick() -> Train {
     Train::new(2, 16, OptimizerKind::Adam, 0.01)
 }
 
-/// In every precision of this machine.
+/// In every precision of this machine; on a stream of domains in f32, where the method takes one.
 pub fn conforms(config: MethodConfig, augmented: bool) -> Result<()> {
-    precisions()
-        .into_iter()
-        .try_for_each(|precision| conforms_in(precision, &config, augmented))
+    for precision in precisions() {
+        conforms_in(precision, &config, &odd_stream(augmented))?;
+    }
+    match config.takes_classes_again() {
+        true => conforms_in(Precision::F32, &config, &domain_stream()),
+        false => Ok(()),
+    }
 }
 
-fn conforms_in(precision: Precision, config: &MethodConfig, augmented: bool) -> Result<()> {
+fn conforms_in(precision: Precision, config: &MethodConfig, stream: &Stream) -> Result<()> {
     let backbone = micro_in(precision);
     let weights = backbone.weights().clone();
     let train_table = config.trains().then(quick);
     let build = || -> Result<Box<dyn Method>> {
         config.build(backbone.clone(), train_table.as_ref(), 16, 5)
     };
-    conformance::check(&build, &odd_stream(augmented), &weights)
+    conformance::check(&build, stream, &weights)
 }

@@ -5,7 +5,7 @@ use candlewick_core::{Batch, Method, Params, Prompt, Prompted, Result, Stream, V
 use candlewick_methods::choice::BatchVote;
 use candlewick_methods::vpt::{Depth, Start};
 use candlewick_methods::{
-    AperVpt, Coda, Dap, Draw, DualPrompt, L2p, RandomPrompt, Vpt, conformance,
+    Aper, Coda, Dap, Draw, DualPrompt, L2p, RandomPrompt, Tuning, Vpt, conformance,
 };
 
 use crate::lab::{micro, micro_in, odd_stream, quick};
@@ -51,14 +51,17 @@ fn vpt_has_the_gradients_of_its_loss() {
 }
 
 #[test]
-fn aper_vpt_has_the_gradients_of_its_loss() {
-    let mut method = AperVpt(vpt(Depth::Deep))
-        .build(micro(), quick(), 16, 1)
-        .unwrap();
+fn aper_on_prompts_has_the_gradients_of_its_loss() {
+    let tuning = Tuning::VptDeep {
+        length: 2,
+        init: Start::XavierUniform,
+    };
+    let mut method = Aper { tuning }.build(micro(), quick(), 16, 1).unwrap();
     let stream = odd_stream(false);
     method.begin_task(&stream.tasks[0].info).unwrap();
     let batch = some(&stream, 0);
-    conformance::gradients(&|| method.loss(&batch), method.params(), &[]).unwrap();
+    let look = method.look();
+    conformance::gradients(&|| look.loss(&batch), look.params().unwrap(), &[]).unwrap();
 }
 
 /// All prompts are taken, since a choice has no slope.

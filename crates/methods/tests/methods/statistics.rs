@@ -21,7 +21,8 @@ fn means(distance: Distance) -> NearestMean {
 }
 
 fn nearest(tasks: &Tasks, distance: Distance, both: bool, last: usize) -> Nearest {
-    let mut nearest = means(distance).classifier(if both { 64 } else { 32 });
+    let (dim, parts) = if both { (64, 2) } else { (32, 1) };
+    let mut nearest = means(distance).classifier(dim, parts);
     for t in 0..=last {
         let task = tasks.task(t, both);
         nearest.grow(&task.info).unwrap();
@@ -67,6 +68,36 @@ fn cosine_means_are_simplecils_and_apers() {
             1e-6,
         );
     }
+}
+
+/// What APER scores where its tuned feature is the frozen one.
+#[test]
+fn a_feature_beside_itself_has_the_cosines_of_one_bit_for_bit() {
+    let tasks = Tasks::new();
+    let doubled = |rows: &[f32]| -> Vec<f32> {
+        let twice = rows.chunks(32).flat_map(|row| [row, row]);
+        twice.flatten().copied().collect()
+    };
+    let mut one = means(Distance::Cosine).classifier(32, 1);
+    let mut two = means(Distance::Cosine).classifier(64, 2);
+    for t in 0..3 {
+        let task = tasks.task(t, false);
+        let rows = doubled(&task.rows);
+        one.grow(&task.info).unwrap();
+        two.grow(&task.info).unwrap();
+        one.learn(task.seen()).unwrap();
+        let seen = Seen {
+            rows: &rows,
+            dim: 64,
+            ..task.seen()
+        };
+        two.learn(seen).unwrap();
+    }
+    let test = tasks.test();
+    assert_eq!(
+        one.scores(&test).unwrap(),
+        two.scores(&doubled(&test)).unwrap()
+    );
 }
 
 /// The other distances by their definitions: the covariance inverted by elimination.
@@ -173,6 +204,124 @@ fn neighbours_vote_by_their_weights() {
         1e-6,
     );
     assert_eq!(votes(9, cosine, Weights::Uniform, [5.0, 0.0]), [0.5, 0.5]);
+}
+
+/// All classes again and again, a few images at a time: means, scatters, sums and neighbours are those of all images at
+/// once. Means are off by no more than their f32 neighbour, scatters by a rounding to f32 a domain.
+#[test]
+fn classes_that_come_again_are_merged() {
+    let tasks = Tasks::new();
+    let (mut rows, mut labels) = (Vec::new(), Vec::new());
+    for t in 0..3 {
+        let task = tasks.task(t, false);
+        rows.extend(task.rows);
+        labels.extend(task.labels);
+    }
+    let n = labels.len();
+    // Every seventh image is a domain, so that the last classes are missing in none but all are few.
+    const DOMAINS: usize = 7;
+    let cut = |domains: usize, d: usize| -> (Vec<f32>, Vec<u32>) {
+        let here = (0..n).filter(|i| i % domains == d);
+        let row = |i: usize| rows[i * 32..(i + 1) * 32].to_vec();
+        (
+            here.clone().flat_map(row).collect(),
+            here.map(|i| labels[i]).collect(),
+        )
+    };
+    fn learn<C: Classifier>(
+        mut classifier: C,
+        domains: usize,
+        cut: impl Fn(usize, usize) -> (Vec<f32>, Vec<u32>),
+    ) -> C {
+        for d in 0..domains {
+            let (rows, labels) = cut(domains, d);
+            let info = TaskInfo {
+                index: d,
+                classes: 0..10,
+                train_len: labels.len(),
+                test_len: 0,
+            };
+            classifier.grow(&info).unwrap();
+            let seen = Seen {
+                task: &info,
+                rows: &rows,
+                labels: &labels,
+                dim: 32,
+            };
+            classifier.learn(seen).unwrap();
+        }
+        classifier
+    }
+    fn state(classifier: &impl Classifier) -> candlewick_core::State {
+        let mut state = candlewick_core::State::new();
+        classifier.save(&mut state).unwrap();
+        state
+    }
+    let test = tasks.test();
+    let close = |what: &str, once: &dyn Classifier, again: &dyn Classifier, bound: f32| {
+        let (once, again) = (once.scores(&test).unwrap(), again.scores(&test).unwrap());
+        assert_eq!(predicted(&once, 10), predicted(&again, 10), "{what}");
+        near(what, &again, &once, bound);
+    };
+
+    for distance in [Distance::Euclidean, Distance::Cosine, Distance::Mahalanobis] {
+        let once = learn(means(distance).classifier(32, 1), 1, cut);
+        let again = learn(means(distance).classifier(32, 1), DOMAINS, cut);
+        for (a, b) in once.means().concat().iter().zip(again.means().concat()) {
+            let next = (a.to_bits() as i32 - b.to_bits() as i32).abs();
+            assert!(next <= 1, "{a} {b}");
+        }
+        close(&format!("{distance:?}"), &once, &again, 1e-4);
+        assert_eq!(
+            flat(&state(&once)["counts"]),
+            flat(&state(&again)["counts"])
+        );
+        if distance == Distance::Mahalanobis {
+            let (once, again) = (
+                flat(&state(&once)["scatter"]),
+                flat(&state(&again)["scatter"]),
+            );
+            let largest = once.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let bound = DOMAINS as f32 * f32::EPSILON / 2.0 * largest;
+            let far = once.iter().zip(&again).map(|(a, b)| (a - b).abs());
+            assert!(far.fold(0f32, f32::max) <= bound);
+        }
+    }
+    let config = fecam([1.0, 0.0], None);
+    let once = learn(config.classifier(32), 1, cut);
+    let again = learn(config.classifier(32), DOMAINS, cut);
+    close("fecam", &once, &again, 1e-4);
+    let of = |name: &str| (flat(&state(&once)[name]), flat(&state(&again)[name]));
+    let (one, many) = of("scatters");
+    let largest = one.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let bound = DOMAINS as f32 * f32::EPSILON / 2.0 * largest;
+    let far = one.iter().zip(&many).map(|(a, b)| (a - b).abs());
+    assert!(far.fold(0f32, f32::max) <= bound);
+
+    let fixed = |projection: usize| RanPac {
+        ridge: Some(10.0),
+        ..ranpac(projection)
+    };
+    for projection in [0, 100] {
+        let head = |domains| learn(fixed(projection).classifier(32, 3).unwrap(), domains, cut);
+        close("ranpac", &head(1), &head(DOMAINS), 1e-3);
+    }
+    let knn = Knn {
+        k: 5,
+        distance: KnnDistance::Cosine,
+        weights: Weights::Distance,
+    };
+    let neighbours = |domains| learn(knn.classifier(32), domains, cut);
+    close("knn", &neighbours(1), &neighbours(DOMAINS), 1e-6);
+    let ridge = JointRidge { ridge: Some(10.0) };
+    let joint = |domains| learn(ridge.classifier(32, 3), domains, cut);
+    close("joint-ridge", &joint(1), &joint(DOMAINS), 1e-3);
+    // Overwritten, they would be those of the last domain.
+    let last = learn(means(Distance::Cosine).classifier(32, 1), 1, |_, _| {
+        cut(DOMAINS, DOMAINS - 1)
+    });
+    let all = learn(means(Distance::Cosine).classifier(32, 1), 1, cut);
+    assert!(last.means() != all.means());
 }
 
 #[test]

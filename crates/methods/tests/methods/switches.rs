@@ -6,7 +6,7 @@ use toml::{Table, Value};
 /// Settings of every method without a switch.
 fn plain(method: &str) -> Table {
     let text = match method {
-        "aper-vpt" | "vpt" => "depth = \"deep\"\nlength = 2",
+        "vpt" => "depth = \"deep\"\nlength = 2",
         "coda" => "blocks = [0, 1]\ncomponents = 2\nlength = 2",
         "dap" => "length = 2\nembedding = 4\npull = 0.1",
         "dualprompt" => {
@@ -28,6 +28,14 @@ fn plain(method: &str) -> Table {
         "fecam" => "shrinkage = [100.0, 0.0]\ntuning = { kind = \"vpt-deep\", length = 2 }",
         "knn" => "k = 5\ndistance = \"cosine\"\nweights = \"distance\"",
         "nearest-mean" => "distance = \"cosine\"",
+        "finetune" | "joint" => "",
+        "slca" => {
+            "backbone_lr = 0.01\nalignment = { epochs = 2, samples = 16, lr = 0.01, logit_norm = 0.1 }"
+        }
+        "cofima" => {
+            "backbone_lr = 0.01\nmerge = { rule = \"fisher\", alpha = 0.5, clip = 1e-4 }\n\
+             alignment = { epochs = 2, samples = 16, lr = 0.01, logit_norm = 0.1 }"
+        }
         "ranpac" => "projection = 100\ntuning = { kind = \"vpt-shallow\", length = 2 }",
         other => panic!("add the settings of {other}"),
     };
@@ -67,7 +75,7 @@ fn every_switch_of_the_table_is_recorded_under_its_name() {
 fn no_method_departs_unasked() {
     for method in METHODS {
         let config = read(method.name, plain(method.name));
-        assert_eq!(config.about(), method);
+        assert_eq!(config.about(), *method);
         assert_eq!(config.compat(), [""; 0]);
     }
     assert!(METHODS.is_sorted_by_key(|m| m.name));

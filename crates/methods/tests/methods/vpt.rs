@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use candlewick_core::{Backbone, Batch, Cue, Error, Method, Params, State};
 use candlewick_methods::vpt::{Depth, FreeTokens, Start};
-use candlewick_methods::{AperVpt, MethodConfig, RandomPrompt, Vpt};
+use candlewick_methods::{Aper, MethodConfig, RandomPrompt, Tuning, Vpt};
 
 use crate::base::{on_base, trainable};
 use crate::lab::{
@@ -16,6 +16,15 @@ fn vpt(depth: Depth, length: usize) -> Vpt {
         depth,
         length,
         init: Start::default(),
+    }
+}
+
+fn aper(length: usize) -> Aper {
+    Aper {
+        tuning: Tuning::VptDeep {
+            length,
+            init: Start::default(),
+        },
     }
 }
 
@@ -89,25 +98,18 @@ fn tokens_that_start_at_zero_stay_alike() {
 
 /// `σ·cos` in the first session, then nothing is trained.
 #[test]
-fn aper_vpt_follows_its_equations() {
+fn aper_on_prompts_follows_its_equations() {
     let all = tensors(here("tests/fixtures/pet.safetensors"));
-    let backbone = tiny();
-    let mut method = AperVpt(vpt(Depth::Deep, 3))
-        .build(backbone.clone(), quick(), 16, 1)
-        .unwrap();
+    let mut method = aper(3).build(tiny(), quick(), 16, 1).unwrap();
     method.begin_task(&task(0, 0..2)).unwrap();
-    let mut state = method.state().unwrap();
-    state.insert("prompts".into(), all["vpt_deep.p.Prompt_Tokens"].clone());
-    state.insert(
-        "head.sigma".into(),
-        Tensor::new(&[3.0f32], &Device::Cpu).unwrap(),
-    );
-    let mut method = AperVpt(vpt(Depth::Deep, 3))
-        .build(backbone, quick(), 16, 1)
-        .unwrap();
-    method.restore(&[task(0, 0..2)], &state).unwrap();
+    let state = method.state().unwrap();
+    // In the order of their names: head.sigma, head.weight, prompts.
+    let vars = method.look().params().unwrap().vars();
+    let sigma = Tensor::new(&[3.0f32], &Device::Cpu).unwrap();
+    vars[0].set(&sigma).unwrap();
+    vars[2].set(&all["vpt_deep.p.Prompt_Tokens"]).unwrap();
     let batch = images(2);
-    let features = method.features(&batch).unwrap();
+    let features = method.look().features(&batch).unwrap();
     let want = Tensor::cat(&[&all["frozen.cls"], &all["vpt_deep.cls"]], 1).unwrap();
     assert!(difference(&features, &want) < 5e-5);
 
@@ -126,7 +128,8 @@ fn aper_vpt_follows_its_equations() {
         let sum: f64 = logits.iter().map(|l| l.exp()).sum();
         want += (sum.ln() - logits[label as usize]) / 3.0;
     }
-    let got = f64::from(method.loss(&batch).unwrap().to_scalar::<f32>().unwrap());
+    let loss = method.look().loss(&batch).unwrap();
+    let got = f64::from(loss.to_scalar::<f32>().unwrap());
     assert!((got - want).abs() < 1e-5, "{got} {want}");
     assert_eq!(
         (method.epochs(), method.trainable()),
@@ -169,9 +172,6 @@ fn trainable_values_on_a_base_model() {
     ] {
         let config = MethodConfig::Vpt(vpt(depth, length));
         assert_eq!(on_base(&config).trainable(), values);
-        let config = MethodConfig::AperVpt(AperVpt(vpt(depth, length)));
-        // Ten classes of the first task and σ; later tasks add nothing.
-        assert_eq!(trainable(&config, 3, 10), values + 7_680 + 1);
     }
     let config = MethodConfig::RandomPrompt(RandomPrompt { length: 5 });
     assert_eq!(trainable(&config, 10, 10), 76_900);
@@ -185,9 +185,8 @@ fn vpt_keeps_the_laws() {
 }
 
 #[test]
-fn aper_vpt_keeps_the_laws_on_augmented_images() {
-    let config = AperVpt(vpt(Depth::Deep, 2));
-    conforms(MethodConfig::AperVpt(config), true).unwrap();
+fn aper_on_prompts_keeps_the_laws_on_augmented_images() {
+    conforms(MethodConfig::Aper(aper(2)), true).unwrap();
 }
 
 #[test]
@@ -201,7 +200,6 @@ fn a_prompt_without_tokens_is_refused() {
     let empty = vpt(Depth::Deep, 0);
     for config in [
         MethodConfig::Vpt(empty.clone()),
-        MethodConfig::AperVpt(AperVpt(empty)),
         MethodConfig::RandomPrompt(RandomPrompt { length: 0 }),
     ] {
         let Err(Error::Setting { key, .. }) = config.check(Some(&quick())) else {

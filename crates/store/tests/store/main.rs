@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candlewick_store::{CHUNK, Dtype, Error, Identity, Key, Store, Writer, key, merge};
+use candlewick_store::{
+    CHUNK, Dtype, Error, Identity, Key, Store, Writer, glance, key, merge, remove,
+};
 
 const DIM: usize = 3;
 
@@ -287,4 +289,65 @@ fn one_writes_and_others_read_meanwhile() {
         early.is_empty(),
         "a store is what it was when it was opened"
     );
+}
+
+/// A glance counts what a reader finds, over chunks of any size, and sees a writer at work.
+#[test]
+fn a_glance_tells_what_a_file_holds() {
+    let (_dir, path) = place();
+    let images = images(0..CHUNK + 30);
+    fill(&path, &images[..10]);
+    fill(&path, &images);
+    let seen = glance(&path).unwrap();
+    assert_eq!(seen.images, images.len() as u64);
+    assert_eq!(seen.bytes, fs::metadata(&path).unwrap().len());
+    assert_eq!(seen.identity, identity(Dtype::F32));
+    assert!(seen.modified.is_some() && !seen.busy);
+    let writer = Writer::open(&path, &identity(Dtype::F32), || ()).unwrap();
+    assert!(glance(&path).unwrap().busy);
+    drop(writer);
+    // What a writer that died left is not counted.
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    assert_eq!(glance(&path).unwrap().images, open(&path).len() as u64);
+    fs::write(&path, "something else").unwrap();
+    assert!(matches!(glance(&path), Err(Error::Foreign { .. })));
+}
+
+#[test]
+fn only_a_store_that_nobody_writes_is_removed() {
+    let (_dir, path) = place();
+    let images = images(0..5);
+    fill(&path, &images);
+    let writer = Writer::open(&path, &identity(Dtype::F32), || ()).unwrap();
+    assert!(!remove(&path).unwrap());
+    // A writer that waits finds it gone, and makes a new one.
+    std::thread::scope(|scope| {
+        let (told, waits) = std::sync::mpsc::channel();
+        let waiting = scope.spawn(|| {
+            let wait = move || told.send(()).unwrap();
+            let mut writer = Writer::open(&path, &identity(Dtype::F32), wait).unwrap();
+            assert_eq!(writer.len(), 0);
+            writer.push(images[0].0, images[0].1.clone()).unwrap();
+            writer.finish().unwrap();
+        });
+        waits.recv().unwrap();
+        // As it goes under its name while one writer ends and the next begins.
+        fs::remove_file(&path).unwrap();
+        drop(writer);
+        waiting.join().unwrap();
+    });
+    assert_eq!(open(&path).len(), 1);
+    assert!(remove(&path).unwrap());
+    assert!(!path.exists());
+    assert!(matches!(remove(&path), Err(Error::Io { .. })));
+    // Damage is no reason to keep it; being something else is.
+    fill(&path, &images);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(remove(&path).unwrap());
+    fs::write(&path, "a letter").unwrap();
+    assert!(matches!(remove(&path), Err(Error::Foreign { .. })));
+    assert_eq!(fs::read(&path).unwrap(), b"a letter");
 }
