@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use candlewick_core::{Backbone, Batch, Cue, Error, Features, Prompt, Result, Spec};
+use candlewick_core::{Backbone, Batch, Cue, Error, Features, Prompt, Result, Spec, State, Thawed};
 use candlewick_store::{Key, Store};
 
 /// `keys[id]` is the content of the image with this id.
@@ -40,6 +40,15 @@ impl Backbone for Stored {
 
     fn cls_token(&self) -> Result<Tensor> {
         self.backbone.cls_token()
+    }
+
+    // Other weights have other features, so no copy answers from the store.
+    fn thaw(&self) -> Result<Thawed> {
+        self.backbone.thaw()
+    }
+
+    fn with_weights(&self, weights: &State) -> Result<Arc<dyn Backbone>> {
+        self.backbone.with_weights(weights)
     }
 
     fn query(&self, images: &Tensor) -> Result<Tensor> {

@@ -89,12 +89,26 @@ fn a_method_that_needs_pixels_takes_the_queries_that_are_there() {
     let augmented = "--set preprocess.flip=true";
     lab.run("l2p", "l2p", "");
     lab.run("linear", "linear", augmented);
+    // The whole backbone trains; what is kept is of the one it starts from.
+    let (head, rest) = lab
+        .text("l2p.toml")
+        .split_once("[method]")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let train = rest.split_once("[train]").unwrap().1;
+    lab.write(
+        "finetune.toml",
+        format!("{head}[method]\nname = \"finetune\"\n[train]{train}"),
+    );
+    lab.run("finetune", "finetune", "");
     assert!(lab.names("features").is_empty(), "it makes none");
     lab.say("features simplecil.toml --threads 1");
     lab.run("l2p", "l2p-stored", "");
     same(&lab, "l2p", "l2p-stored");
     lab.run("linear", "linear-stored", augmented);
     same(&lab, "linear", "linear-stored");
+    lab.run("finetune", "finetune-stored", "");
+    same(&lab, "finetune", "finetune-stored");
     // They are read: other rows under the same keys give other queries.
     let path = store(&lab);
     let there = Store::open(&path).unwrap().unwrap();
