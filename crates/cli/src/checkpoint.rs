@@ -23,7 +23,7 @@ use toml::{Table, Value};
 use crate::features::code;
 use crate::prepare::{Loaded, Plan};
 use crate::recipe::Recipe;
-use crate::record::unfinished;
+use crate::record::unfinished_folder;
 use crate::watch::TaskTime;
 
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -210,11 +210,12 @@ fn write(
     let text = toml::to_string(record)?;
     let digest = digest(&text, tensors.iter());
     let about = HashMap::from([(RECORD.to_owned(), text), (DIGEST.to_owned(), digest)]);
-    // The name is taken by an empty file, which goes away with its handle.
-    let place = unfinished(dir)?;
-    safetensors::serialize_to_file(tensors.iter(), Some(about), place.path())?;
-    File::open(place.path())?.sync_all()?;
-    place.persist(path)?;
+    // In a folder, as safetensors writes under a name of its own first, which a kill would leave.
+    let place = unfinished_folder(dir)?;
+    let whole = place.path().join("whole");
+    safetensors::serialize_to_file(tensors.iter(), Some(about), &whole)?;
+    File::open(&whole)?.sync_all()?;
+    fs::rename(&whole, path)?;
     Ok(File::open(dir)?.sync_all()?)
 }
 

@@ -11,7 +11,7 @@ use candlewick_core::report::SCHEMA;
 use candlewick_core::{Outcome, Report, State, Stream, Summary};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::checkpoint::CHECKPOINT;
 use crate::plot;
@@ -166,8 +166,12 @@ impl RunDir {
 fn clear_unfinished(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let entry = entry?;
+        let path = entry.path();
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            remove(&entry.path())?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(&path).with_context(|| path.display().to_string())?,
+                false => remove(&path)?,
+            }
         }
     }
     Ok(())
@@ -251,8 +255,13 @@ pub fn read_report(path: &Path) -> Result<Report> {
     })
 }
 
+/// A folder for what is written by others, to be renamed.
+pub fn unfinished_folder(dir: &Path) -> std::io::Result<TempDir> {
+    tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(dir)
+}
+
 /// A file under another name, to be renamed.
-pub fn unfinished(dir: &Path) -> std::io::Result<NamedTempFile> {
+fn unfinished(dir: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(UNFINISHED);
     // Readable by whoever the user's umask allows, like any file; temporary ones are private otherwise.

@@ -11,19 +11,38 @@ const FILES: [&str; 4] = [
     "params.safetensors",
 ];
 
-/// A prompt with moments, an adapter with dropout, sums alone.
-const KILLED: [&str; 4] = ["l2p", "aper", "coda", "simplecil"];
+/// A prompt with moments, an adapter with dropout, sums alone; two copies of a module, and a backbone that trains whole, is merged by
+/// its Fisher information and aligned.
+const KILLED: [&str; 6] = ["l2p", "aper", "coda", "simplecil", "lae", "cofima"];
+
+/// Those that have no recipe of their own here.
+const TABLES: [(&str, &str); 3] = [
+    (
+        "aper",
+        "[method.tuning]\nkind = \"adapter\"\nbottleneck = 4",
+    ),
+    (
+        "lae",
+        "freeze_epochs = 1\n[method.module]\nkind = \"adapter\"\nblocks = [0]\nbottleneck = 4",
+    ),
+    (
+        "cofima",
+        "backbone_lr = 0.02\n[method.merge]\nrule = \"fisher\"\nalpha = 0.5\nclip = 1e-4\n[method.alignment]\nepochs = 2\n\
+         samples = 8\nlr = 0.01\nlogit_norm = 0.1",
+    ),
+];
 
 fn lab() -> Lab {
     let lab = Lab::new();
     let text = lab.text("l2p.toml");
     let (head, rest) = text.split_once("[method]").unwrap();
     let (_, train) = rest.split_once("[train]").unwrap();
-    let method = "name = \"aper\"\n[method.tuning]\nkind = \"adapter\"\nbottleneck = 4";
-    lab.write(
-        "aper.toml",
-        format!("{head}[method]\n{method}\n[train]{train}"),
-    );
+    for (method, table) in TABLES {
+        lab.write(
+            &format!("{method}.toml"),
+            format!("{head}[method]\nname = \"{method}\"\n{table}\n[train]{train}"),
+        );
+    }
     lab
 }
 
@@ -39,6 +58,7 @@ fn settings(method: &str) -> &'static str {
     match method {
         "simplecil" => "",
         "aper" => "--set train.epochs=6 --set train.schedule=cosine",
+        "cofima" => "--set train.epochs=2 --set train.state=bf16",
         _ => {
             "--set train.epochs=4 --set train.schedule=cosine --set train.warmup.steps=5 \
              --set train.warmup.start=0.1 --set train.state=bf16"

@@ -235,6 +235,8 @@ fn killing_a_sweep_loses_no_finished_cell() {
     use std::time::{Duration, Instant};
 
     let lab = lab();
+    // Long enough to be met at work on a machine that does other things besides.
+    lab.write("s.toml", SWEEP.replace("epochs = 2", "epochs = 200"));
     sweep(&lab, "--out whole --threads 1");
     // From the first finished cell to the last: features are slow beside cells, and only the first child computes them.
     let written = lab.names("whole/cells").into_iter();
