@@ -107,7 +107,7 @@ pub struct Components {
 }
 
 impl Components {
-    fn new(config: Coda, spec: &Spec) -> Result<Self> {
+    pub(crate) fn new(config: Coda, spec: &Spec) -> Result<Self> {
         spec.has_blocks("method.blocks", &config.blocks)?;
         if config.components > spec.dim {
             let problem = format!(

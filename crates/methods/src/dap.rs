@@ -138,7 +138,7 @@ struct Known {
 }
 
 impl HyperPrompts {
-    fn new(config: Dap, spec: &Spec, params: &mut Params) -> Result<Self> {
+    pub(crate) fn new(config: Dap, spec: &Spec, params: &mut Params) -> Result<Self> {
         let (n, e, dim) = (config.length, config.embedding, spec.dim);
         let blocks = config.blocks.unwrap_or(spec.depth);
         if blocks > spec.depth {

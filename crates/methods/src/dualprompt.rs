@@ -146,7 +146,7 @@ pub struct Prefixes {
 }
 
 impl Prefixes {
-    fn new(config: DualPrompt, spec: &Spec, params: &mut Params) -> Result<Self> {
+    pub(crate) fn new(config: DualPrompt, spec: &Spec, params: &mut Params) -> Result<Self> {
         spec.has_blocks("method.g_blocks", &config.g_blocks)?;
         spec.has_blocks("method.e_blocks", &config.e_blocks)?;
         let shape = [2, config.g_length, spec.dim];

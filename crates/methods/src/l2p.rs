@@ -124,7 +124,7 @@ pub struct Pooled {
 }
 
 impl Pooled {
-    fn new(config: L2p, dim: usize, params: &mut Params) -> Result<Self> {
+    pub(crate) fn new(config: L2p, dim: usize, params: &mut Params) -> Result<Self> {
         let (m, l) = (config.prompts, config.length);
         Ok(Self {
             prompts: params.create("prompts", &[m, l, dim], config.prompt_init.init())?,

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Head weights start N(0, 0.001), biases at 0. Any module of [`Pet`] can learn; the paper has an adapter, LoRA and a prefix in
-//! the first five blocks. Source: `gqk/LAE:main.py` (1680e49). `LAMDA-CL/LAMDA-PILOT:models/lae.py` (5240714) makes the slow copy
+//! the first five blocks. A module's own loss (the pull of L2P's keys) is added where the module moves, and what it grows with a
+//! task starts alike in both copies. Source: `gqk/LAE:main.py` (1680e49). `LAMDA-CL/LAMDA-PILOT:models/lae.py` (5240714) makes the slow copy
 //! before the first task, so that it stays near its random start, and freezes the module in the first task too.
 
 use std::sync::Arc;
@@ -20,8 +21,8 @@ use candle_core::{D, Tensor};
 use candle_nn::ops::softmax;
 use candlewick_core::train::masked_cross_entropy;
 use candlewick_core::{
-    Backbone, Batch, Cue, Error, Frozen, Head, Init, Method, Optimizer, Outputs, Params, Progress,
-    Prompt, Result, Session, State, Task, TaskInfo, Train,
+    Backbone, Batch, Choice, Cue, Error, Frozen, Head, Init, Method, Optimizer, Outputs, Params,
+    Pool, Progress, Prompt, Result, Session, State, Task, TaskInfo, Train,
 };
 use candlewick_merge::ema;
 use serde::{Deserialize, Serialize};
@@ -175,48 +176,58 @@ impl Copies {
                     .into(),
             });
         };
-        let features = self.features(&self.online, batch, Some(task.index), true)?;
+        let cue = self.cue(batch, Some(task.index), true)?;
+        let (features, own) = self.features(&self.online, batch, &cue)?;
         // Standing still, the module trains nothing, but drops out what it drops out.
-        let features = match self.adapts {
-            true => features,
-            false => features.detach(),
+        let (features, own) = match self.adapts {
+            true => (features, own),
+            false => (features.detach(), None),
         };
         let logits = self.head.task_logits(&features, &task.classes)?;
-        masked_cross_entropy(&logits, &batch.labels, &task.classes)
+        let loss = masked_cross_entropy(&logits, &batch.labels, &task.classes)?;
+        Ok(match own {
+            Some(own) => (loss + own)?,
+            None => loss,
+        })
     }
 
     /// Probabilities `(B, classes seen)` of what learns and, once it is made, of what accumulates.
     pub fn probabilities(&self, batch: &Batch) -> Result<(Tensor, Option<Tensor>)> {
+        let cue = self.cue(batch, None, false)?;
         let of = |copy: &Copy| -> Result<Tensor> {
-            let features = self.features(copy, batch, None, false)?;
-            Ok(softmax(&self.head.logits(&features)?, D::Minus1)?)
+            let (features, _) = self.features(copy, batch, &cue)?;
+            let scores = copy.prompt.rescore(self.head.logits(&features)?, &cue)?;
+            Ok(softmax(&scores, D::Minus1)?)
         };
         let offline = self.accumulates.then(|| of(&self.offline)).transpose()?;
         Ok((of(&self.online)?, offline))
     }
 
-    fn features(
-        &self,
-        copy: &Copy,
-        batch: &Batch,
-        task: Option<usize>,
-        train: bool,
-    ) -> Result<Tensor> {
-        let query = match copy.prompt.wants_query() {
+    fn cue(&self, batch: &Batch, task: Option<usize>, train: bool) -> Result<Cue> {
+        let query = match self.online.prompt.wants_query() {
             true => Some(self.frozen.query(batch)?),
             false => None,
         };
-        let cue = Cue {
+        Ok(Cue {
             query,
             task,
             train,
             outputs: Outputs::Head,
-        };
+        })
+    }
+
+    /// What the head reads, `(B, D)`, and the module's own loss.
+    fn features(&self, copy: &Copy, batch: &Batch, cue: &Cue) -> Result<(Tensor, Option<Tensor>)> {
         let backbone = self.frozen.backbone();
-        let cls = backbone
-            .forward(&batch.images, copy.prompt.as_ref(), &cue)?
-            .cls()?;
-        Ok(if train { cls } else { cls.detach() })
+        let found = backbone.forward(&batch.images, copy.prompt.as_ref(), cue)?;
+        let pooled = match self.config.module.pool() {
+            Pool::Cls => found.cls()?,
+            Pool::PromptMean => found.prompt_mean()?,
+        };
+        Ok(match cue.train {
+            true => (pooled, found.aux_loss),
+            false => (pooled.detach(), None),
+        })
     }
 
     /// `θ_off ← d θ_off + (1 − d) θ_on`.
@@ -297,6 +308,11 @@ impl Method for Copies {
             Some(offline) => ensemble(&online, &offline),
             None => Ok(online),
         }
+    }
+
+    /// Of what learns.
+    fn choices(&self, batch: &Batch) -> Result<Vec<Choice>> {
+        self.online.prompt.choices(&self.cue(batch, None, false)?)
     }
 
     fn trainable(&self) -> usize {

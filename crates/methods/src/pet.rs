@@ -1,11 +1,15 @@
-//! Parameter-efficient modules as one table: what LAE and others put into a frozen backbone.
+//! Modules as one table: what LAE and others put into a frozen backbone.
 
 use candle_core::Tensor;
-use candlewick_core::{Backbone, Cue, Error, Outputs, Params, Prompt, Result, Spec};
+use candlewick_core::{Backbone, Cue, Error, Outputs, Params, Pool, Prompt, Result, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapters;
 use crate::attention_adapter::AttentionAdapters;
+use crate::coda::{Coda, Components};
+use crate::dap::{Dap, HyperPrompts};
+use crate::dualprompt::{DualPrompt, Prefixes};
+use crate::l2p::{L2p, Pooled};
 use crate::lora::{Lora, Target};
 use crate::prefix::FreePrefixes;
 use crate::ssf::Ssf;
@@ -68,6 +72,14 @@ pub enum Pet {
         #[serde(default = "dropout")]
         dropout: f32,
     },
+    /// Prompts that each image chooses from a pool, with the keys of [`l2p`](crate::l2p).
+    L2p(L2p),
+    /// Shared prefixes and those of a task, with the keys of [`dualprompt`](crate::dualprompt).
+    Dualprompt(DualPrompt),
+    /// Prefixes that are weighted sums, with the keys of [`coda`](crate::coda).
+    Coda(Coda),
+    /// Tokens that a network makes, with the keys of [`dap`](crate::dap).
+    Dap(Dap),
 }
 
 /// Of a compensated prefix.
@@ -105,6 +117,10 @@ impl Pet {
         }
         match self {
             Self::Ssf {} => Ok(()),
+            Self::L2p(config) => below(table, config.check()),
+            Self::Dualprompt(config) => below(table, config.check()),
+            Self::Coda(config) => below(table, config.check()),
+            Self::Dap(config) => below(table, config.check()),
             Self::Adapter { bottleneck, .. } => positive("bottleneck", *bottleneck),
             Self::Lora { rank, on, .. } => {
                 positive("rank", *rank)?;
@@ -134,7 +150,18 @@ impl Pet {
     pub fn compat(&self, table: &str) -> Vec<String> {
         match self {
             Self::VptShallow { init, .. } | Self::VptDeep { init, .. } => init.compat(table),
+            Self::L2p(config) => inside(table, config.compat()),
+            Self::Dualprompt(config) => inside(table, config.compat()),
+            Self::Dap(config) => inside(table, config.compat()),
             _ => vec![],
+        }
+    }
+
+    /// What the head reads.
+    pub fn pool(&self) -> Pool {
+        match self {
+            Self::L2p(_) => Pool::PromptMean,
+            _ => Pool::Cls,
         }
     }
 
@@ -183,8 +210,34 @@ impl Pet {
                 bottleneck,
                 dropout,
             } => Box::new(Adapters::new(*bottleneck, *dropout, seed, spec, params)?),
+            Self::L2p(config) => Box::new(Pooled::new(config.clone(), spec.dim, params)?),
+            Self::Dualprompt(config) => {
+                Box::new(below(table, Prefixes::new(config.clone(), spec, params))?)
+            }
+            Self::Coda(config) => Box::new(below(table, Components::new(config.clone(), spec))?),
+            Self::Dap(config) => Box::new(below(
+                table,
+                HyperPrompts::new(config.clone(), spec, params),
+            )?),
         })
     }
+}
+
+/// The keys of a method that stand in `table` instead of `[method]`.
+fn below<T>(table: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match error {
+        Error::Setting { key, problem } => Error::Setting {
+            key: key.replacen("method", table, 1),
+            problem,
+        },
+        other => other,
+    })
+}
+
+/// The departures of a method that is a module, as in `lae.module.l2p.batch_vote=always`.
+fn inside(table: &str, compat: Vec<String>) -> Vec<String> {
+    let named = compat.into_iter();
+    named.map(|name| format!("{table}.{name}")).collect()
 }
 
 /// The first that stands a second time.

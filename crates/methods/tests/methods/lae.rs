@@ -210,6 +210,48 @@ fn lae_keeps_the_laws() {
     conforms(MethodConfig::Lae(pilot), true).unwrap();
 }
 
+fn pools() -> [Pet; 4] {
+    [
+        "kind = \"l2p\"\nprompts = 4\nlength = 2\ntop_k = 2\npull = 0.1\nprompt_init = \"pytorch\"\nkey_init = \"pytorch\"",
+        "kind = \"dualprompt\"\ng_blocks = [0]\ng_length = 2\ne_blocks = [1]\ne_length = 2\npull = 1.0\n\
+         prompt_init = \"pytorch\"\nkey_init = \"pytorch\"",
+        "kind = \"coda\"\nblocks = [0, 1]\ncomponents = 3\nlength = 4",
+        "kind = \"dap\"\nlength = 3\nembedding = 5\npull = 1.0",
+    ]
+    .map(|table| toml::from_str(table).unwrap())
+}
+
+/// Prompts that choose, grow with the tasks and bring a loss of their own.
+#[test]
+fn lae_over_pools_of_prompts_keeps_the_laws() {
+    for module in pools() {
+        conforms(MethodConfig::Lae(lae(module)), false).unwrap();
+    }
+}
+
+#[test]
+fn a_pool_in_lae_has_its_own_loss_where_it_moves() {
+    let [mut l2p, ..] = pools();
+    // All are taken: a choice has no slope.
+    if let Pet::L2p(pool) = &mut l2p {
+        pool.prompts = pool.top_k;
+    }
+    let mut method = lae(l2p).build(micro(), quick(), 1).unwrap();
+    begin(&mut method, 0);
+    method.observe(&batch(0)).unwrap();
+    begin(&mut method, 1);
+    // In its first epoch the module stands still: the same head and the same prompts, without the pull of 0.1 times a cosine.
+    let loss = |method: &Copies| {
+        let loss = method.loss(&batch(1)).unwrap();
+        loss.to_scalar::<f32>().unwrap()
+    };
+    let still = loss(&method);
+    method.begin_epoch(1).unwrap();
+    let pull = loss(&method) - still;
+    assert!(pull != 0.0 && pull.abs() <= 0.2, "{pull}");
+    conformance::gradients(&|| method.loss(&batch(1)), method.online(), &[]).unwrap();
+}
+
 /// PILOT: the slow copy is of the drawn module, and the module stands still in the first task.
 #[test]
 fn the_switches_of_pilot_do_what_they_say() {
@@ -262,6 +304,13 @@ fn settings_of_lae_are_named() {
             "method.ema_decay",
         ),
         (lae(adapter(&[0], 0)), "method.module.bottleneck"),
+        (
+            lae(
+                toml::from_str("kind = \"coda\"\nblocks = [0]\ncomponents = 0\nlength = 4")
+                    .unwrap(),
+            ),
+            "method.module.components",
+        ),
     ] {
         let config = MethodConfig::Lae(config);
         let text = config.check(Some(&train)).unwrap_err().to_string();
