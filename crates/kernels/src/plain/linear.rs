@@ -8,6 +8,10 @@ use crate::block::Linear;
 
 /// Rows that the gradient of a weight sums at a time.
 const ROWS: usize = 1024;
+/// Values of a turned row; not a power of two, which would put the rows of a tile into one set of the cache.
+const TURNED: usize = ROWS + 16;
+/// Rows and columns that are turned at a time: a cache line of each.
+const TILE: usize = 16;
 /// Columns that a thread sums.
 const COLUMNS: usize = 256;
 
@@ -33,14 +37,33 @@ pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> Vec<f32> {
     let n = grad.len() / rows.max(1);
     let mut out = vec![0f32; n * k];
     let threads = rayon::current_num_threads();
-    // Some rows at a time: their part of `x` is packed, and stays near the core.
+    // Some rows at a time: their part of `x` is packed, and stays near the core. Columns of `grad` are laid out as rows first: read
+    // where they lie, each value of a column is on another page.
+    let mut turned = vec![0f32; n * TURNED];
     let parts = grad.chunks(ROWS * n.max(1)).zip(x.chunks(ROWS * k));
     for (i, (grad, x)) in parts.enumerate() {
         let start = if i == 0 { Start::Zero } else { Start::Sum };
-        let (a, b) = (Matrix::rows(grad, n).t(), Matrix::rows(x, k));
+        turn(grad, n, &mut turned);
+        let (a, b) = (Matrix::rows(&turned, TURNED), Matrix::rows(x, k));
         product((n, x.len() / k, k), a, b, &mut out, k, start, threads);
     }
     out
+}
+
+/// Column `j` of the `(M, n)` values in `from` to the beginning of row `j` of `to`, whose rows are [`TURNED`] long.
+fn turn(from: &[f32], n: usize, to: &mut [f32]) {
+    to.par_chunks_mut(TILE * TURNED)
+        .enumerate()
+        .for_each(|(i, to)| {
+            let (first, columns) = (i * TILE, to.len() / TURNED);
+            for (j, rows) in from.chunks(TILE * n).enumerate() {
+                for (p, row) in rows.chunks_exact(n).enumerate() {
+                    for (c, value) in row[first..first + columns].iter().enumerate() {
+                        to[c * TURNED + j * TILE + p] = *value;
+                    }
+                }
+            }
+        });
 }
 
 /// The gradient of [`linear`]'s bias: the sums of the columns of `(M, outputs)`, in the order of rows.
