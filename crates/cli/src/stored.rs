@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use candlewick_core::{Backbone, Batch, Cue, Error, Features, Prompt, Result, Spec};
+use candlewick_core::{Backbone, Batch, Cue, Error, Features, Prompt, Result, Spec, State, Thawed};
 use candlewick_store::{Key, Store};
 
 /// `keys[id]` is the content of the image with this id.
@@ -44,6 +44,15 @@ impl Backbone for Stored {
 
     fn query(&self, images: &Tensor) -> Result<Tensor> {
         self.backbone.query(images)
+    }
+
+    // With other weights there are other features: neither of these answers from the store.
+    fn thaw(&self) -> Result<Thawed> {
+        self.backbone.thaw()
+    }
+
+    fn with_weights(&self, weights: &State) -> Result<Arc<dyn Backbone>> {
+        self.backbone.with_weights(weights)
     }
 
     fn query_batch(&self, batch: &Batch) -> Result<Tensor> {
