@@ -220,6 +220,8 @@ fn words(table: &Table) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn examples(folder: &str) -> std::path::PathBuf {
@@ -240,5 +242,45 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 1);
+    }
+
+    /// The published settings are in both tables, and in the fair one nothing but the method tells rows apart.
+    #[test]
+    fn the_tables_hold_every_recipe_of_their_set() {
+        for set in ["imagenet-r", "cifar100"] {
+            let mut recipes = 0;
+            for folder in std::fs::read_dir(examples("recipes")).unwrap() {
+                let files = std::fs::read_dir(folder.unwrap().path()).unwrap();
+                let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+                recipes += names.filter(|name| name.starts_with(set)).count();
+            }
+            for flavour in ["paper", "fair"] {
+                let path = examples("sweeps").join(format!("{flavour}-{set}.toml"));
+                let sweep = Sweep::load(&path, &[]).unwrap();
+                let files: BTreeSet<&str> = sweep.rows.iter().map(|r| r.origin.as_str()).collect();
+                assert_eq!(
+                    (files.len(), sweep.rows.len()),
+                    (recipes, recipes),
+                    "{flavour} {set}"
+                );
+                let cells = sweep.cells().unwrap();
+                let mut terms = BTreeSet::new();
+                for cell in &cells {
+                    let (recipe, origin) = (&cell.recipe, &cell.origin);
+                    let compat = recipe.method(origin).unwrap().compat();
+                    assert!(compat.is_empty(), "{origin}: {compat:?}");
+                    let preset = recipe.preset(origin).unwrap().map(|preset| preset.name);
+                    let data = (&recipe.data, &recipe.backbone, &recipe.preprocess);
+                    terms.insert(format!(
+                        "{} {:?} {preset:?} {data:?}",
+                        cell.seed, recipe.stream
+                    ));
+                }
+                match flavour {
+                    "fair" => assert_eq!(terms.len(), sweep.seeds.len(), "{terms:?}"),
+                    _ => assert!(terms.len() > 1),
+                }
+            }
+        }
     }
 }
