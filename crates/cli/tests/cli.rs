@@ -21,6 +21,8 @@ mod learned;
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/recipes.rs"]
+mod recipes;
 #[path = "cli/record.rs"]
 mod record;
 #[path = "cli/resume.rs"]

@@ -1,21 +1,22 @@
 //! `SWEEP.toml`: which recipes a sweep is made of.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use super::rows::{self, FromFile, Row};
 use crate::recipe::{Recipe, overlay, typed};
 
-/// Every method with every stream, backbone, setting and seed.
+/// The tables of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sweep {
+struct File {
     /// Class orders (with `stream.order = "seed"`) and draws of the methods.
-    pub seeds: Vec<u64>,
+    seeds: Vec<u64>,
     /// A recipe without `seed`, `[method]` and `[train]`.
+    #[serde(default)]
     base: Table,
     /// Each laid over the base's `[stream]`.
     #[serde(default)]
@@ -24,7 +25,23 @@ pub struct Sweep {
     #[serde(default)]
     backbone: Vec<Table>,
     /// A recipe's `[method]`, besides with `train`, `grid` and `label`.
+    #[serde(default)]
     method: Vec<Table>,
+    /// Recipes in files of their own.
+    #[serde(default)]
+    recipe: Vec<FromFile>,
+    /// Values in the place of those that rows state.
+    #[serde(default)]
+    replace: Table,
+}
+
+/// Every row with every stream, backbone, setting and seed.
+#[derive(Debug)]
+pub struct Sweep {
+    pub seeds: Vec<u64>,
+    stream: Vec<Table>,
+    backbone: Vec<Table>,
+    rows: Vec<Row>,
 }
 
 /// One row of the table: all that it has besides the seed.
@@ -50,8 +67,8 @@ impl Variant {
         }
     }
 
-    /// What its numbers may be compared within.
-    pub fn group(&self) -> String {
+    /// Backbone and stream.
+    pub fn place(&self) -> String {
         let parts = [&self.backbone, &self.stream];
         let parts: Vec<&str> = parts.into_iter().map(String::as_str).collect();
         parts.join(" ").trim_end().to_owned()
@@ -63,6 +80,8 @@ pub struct Cell {
     pub variant: Variant,
     pub seed: u64,
     pub recipe: Recipe,
+    /// The files it comes from, for messages.
+    pub origin: String,
 }
 
 impl Sweep {
@@ -76,34 +95,25 @@ impl Sweep {
         for set in sets {
             overlay(&mut table, set)?;
         }
-        let sweep: Self = typed(table, "", &origin)?;
-        sweep.check().with_context(|| origin)?;
-        Ok(sweep)
-    }
-
-    fn check(&self) -> Result<()> {
-        let mut sorted = self.seeds.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        match () {
-            () if self.seeds.is_empty() => bail!("seeds: none is given; each makes a column"),
-            () if sorted.len() != self.seeds.len() => bail!("seeds: one is given twice"),
-            () if self.method.is_empty() => bail!("[[method]]: none is given"),
-            () => {}
-        }
-        match ["seed", "method", "train"]
-            .iter()
-            .find(|key| self.base.contains_key(**key))
-        {
-            Some(key) => {
-                bail!("[base]: `{key}` is what a sweep goes over; see `seeds` and [[method]]")
-            }
-            None => Ok(()),
-        }
+        let file: File = typed(table, "", &origin)?;
+        file.check().with_context(|| origin.clone())?;
+        let of_method = |method: &Table| Row::of_method(&file.base, method, &origin);
+        let of_file = |row: &FromFile| Row::of_file(&file.base, row, path, &origin);
+        let methods = file.method.iter().map(of_method);
+        let mut rows: Vec<Row> = methods
+            .chain(file.recipe.iter().map(of_file))
+            .collect::<Result<_>>()?;
+        rows::replace(&mut rows, &file.replace).with_context(|| origin.clone())?;
+        Ok(Self {
+            seeds: file.seeds,
+            stream: file.stream,
+            backbone: file.backbone,
+            rows,
+        })
     }
 
     /// All cells, variants together, seeds in their order.
-    pub fn cells(&self, origin: &str) -> Result<Vec<Cell>> {
+    pub fn cells(&self) -> Result<Vec<Cell>> {
         let one = [Table::new()];
         let or_one = |list: &[Table]| match list.is_empty() {
             true => one.to_vec(),
@@ -112,26 +122,26 @@ impl Sweep {
         let mut cells: Vec<Cell> = Vec::new();
         for backbone in or_one(&self.backbone) {
             for stream in or_one(&self.stream) {
-                for method in &self.method {
-                    let name = label(method).with_context(|| origin.to_owned())?;
-                    for sets in combinations(method)? {
-                        let variant = |recipe: &Recipe| Variant {
-                            backbone: recipe.backbone.label(),
-                            stream: words(&stream),
-                            method: recipe.method_name().to_owned(),
-                            name: name.clone(),
-                            settings: sets.join(" "),
-                        };
+                for row in &self.rows {
+                    for sets in &row.choices {
                         for &seed in &self.seeds {
-                            let table = self.recipe(seed, &backbone, &stream, method, &sets)?;
-                            let recipe = Recipe::from_table(table, origin)?;
-                            let variant = variant(&recipe);
-                            let row = |v: &Variant| (v.group(), v.label());
+                            let table = recipe(row, seed, &backbone, &stream, sets)
+                                .with_context(|| row.origin.clone())?;
+                            let recipe = Recipe::from_table(table, &row.origin)?;
+                            let variant = Variant {
+                                backbone: recipe.backbone.label(),
+                                stream: words(&stream),
+                                method: recipe.method_name().to_owned(),
+                                name: row.name.clone(),
+                                settings: sets.join(" "),
+                            };
+                            let row_of = |v: &Variant| (v.place(), v.label());
                             let twice =
-                                |c: &Cell| c.seed == seed && row(&c.variant) == row(&variant);
+                                |c: &Cell| c.seed == seed && row_of(&c.variant) == row_of(&variant);
                             if cells.iter().any(twice) {
                                 bail!(
-                                    "{origin}: two of [[method]] are `{}`; give one a `label` of its own",
+                                    "{}: two rows are `{}`; give one a `label` of its own",
+                                    row.origin,
                                     variant.label()
                                 );
                             }
@@ -139,6 +149,7 @@ impl Sweep {
                                 variant,
                                 seed,
                                 recipe,
+                                origin: row.origin.clone(),
                             });
                         }
                     }
@@ -147,74 +158,59 @@ impl Sweep {
         }
         Ok(cells)
     }
+}
 
-    fn recipe(
-        &self,
-        seed: u64,
-        backbone: &Table,
-        stream: &Table,
-        method: &Table,
-        sets: &[String],
-    ) -> Result<Table> {
-        let mut recipe = self.base.clone();
-        let seed = i64::try_from(seed).context("seeds: too large")?;
-        recipe.insert("seed".into(), Value::Integer(seed));
-        for (key, over) in [("backbone", backbone), ("stream", stream)] {
-            let table = recipe.entry(key).or_insert_with(|| Table::new().into());
-            match table {
-                Value::Table(table) => table.extend(over.clone()),
-                _ => bail!("base.{key}: expected a table"),
+impl File {
+    fn check(&self) -> Result<()> {
+        let mut sorted = self.seeds.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        match () {
+            () if self.seeds.is_empty() => bail!("seeds: none is given; each makes a column"),
+            () if sorted.len() != self.seeds.len() => bail!("seeds: one is given twice"),
+            () if self.method.is_empty() && self.recipe.is_empty() => {
+                bail!("[[method]], [[recipe]]: none is given; each makes a row")
             }
+            () if !self.method.is_empty() && self.base.is_empty() => {
+                bail!("[base]: missing; [[method]] needs its data, stream and backbone")
+            }
+            () => {}
         }
-        let mut method = method.clone();
-        method.remove("grid");
-        method.remove("label");
-        if let Some(train) = method.remove("train") {
-            recipe.insert("train".into(), train);
+        match ["seed", "method", "train"]
+            .iter()
+            .find(|key| self.base.contains_key(**key))
+        {
+            Some(key) => {
+                bail!(
+                    "[base]: `{key}` is what a sweep goes over; see `seeds`, [[method]] and [replace]"
+                )
+            }
+            None => Ok(()),
         }
-        recipe.insert("method".into(), Value::Table(method));
-        for set in sets {
-            overlay(&mut recipe, set)?;
-        }
-        Ok(recipe)
     }
 }
 
-/// What a method's row is called, where it is not the method's name.
-fn label(method: &Table) -> Result<Option<String>> {
-    match method.get("label") {
-        None => Ok(None),
-        Some(Value::String(label)) if !label.trim().is_empty() => Ok(Some(label.clone())),
-        Some(other) => bail!("method.label: expected the name of a row, found {other}"),
-    }
-}
-
-/// Every choice of one value for each key of `grid`, as `key=value`.
-fn combinations(method: &Table) -> Result<Vec<Vec<String>>> {
-    let grid: BTreeMap<String, Vec<Value>> = match method.get("grid") {
-        Some(grid) => grid.clone().try_into().map_err(|_| {
-            anyhow!("method.grid: expected lists, as in \"train.lr\" = [0.01, 0.1]")
-        })?,
-        None => BTreeMap::new(),
-    };
-    let mut all = vec![Vec::new()];
-    for (key, values) in grid {
-        if values.is_empty() {
-            bail!("method.grid: `{key}` has no value");
+fn recipe(
+    row: &Row,
+    seed: u64,
+    backbone: &Table,
+    stream: &Table,
+    sets: &[String],
+) -> Result<Table> {
+    let mut recipe = row.recipe.clone();
+    let seed = i64::try_from(seed).context("seeds: too large")?;
+    recipe.insert("seed".into(), Value::Integer(seed));
+    for (key, over) in [("backbone", backbone), ("stream", stream)] {
+        let table = recipe.entry(key).or_insert_with(|| Table::new().into());
+        match table {
+            Value::Table(table) => table.extend(over.clone()),
+            _ => bail!("{key}: expected a table"),
         }
-        all = all
-            .into_iter()
-            .flat_map(|sets: Vec<String>| {
-                let key = &key;
-                values.iter().map(move |value| {
-                    let mut sets = sets.clone();
-                    sets.push(format!("{key}={value}"));
-                    sets
-                })
-            })
-            .collect();
     }
-    Ok(all)
+    for set in sets {
+        overlay(&mut recipe, set)?;
+    }
+    Ok(recipe)
 }
 
 fn words(table: &Table) -> String {
@@ -224,34 +220,67 @@ fn words(table: &Table) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
-    #[test]
-    fn a_grid_is_every_combination() {
-        let method: Table = "grid = { b = [1, 2], a = [\"x\", \"y\", \"z\"] }"
-            .parse()
-            .unwrap();
-        let all = combinations(&method).unwrap();
-        assert_eq!(all.len(), 6);
-        assert_eq!(all[0], ["a=\"x\"", "b=1"]);
-        assert_eq!(all[5], ["a=\"z\"", "b=2"]);
-        assert_eq!(combinations(&Table::new()).unwrap(), [Vec::<String>::new()]);
+    fn examples(folder: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../examples")
+            .join(folder)
     }
 
     #[test]
     fn every_sweep_of_the_examples_is_valid() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/sweeps");
         let mut seen = 0;
-        for file in std::fs::read_dir(root).unwrap() {
-            let path = file.unwrap().path();
-            let origin = path.display().to_string();
-            let sweep = Sweep::load(&path, &[]).unwrap();
-            for cell in sweep.cells(&origin).unwrap() {
-                let method = cell.recipe.method(&origin).unwrap();
+        for file in std::fs::read_dir(examples("sweeps")).unwrap() {
+            let sweep = Sweep::load(&file.unwrap().path(), &[]).unwrap();
+            for cell in sweep.cells().unwrap() {
+                let method = cell.recipe.method(&cell.origin).unwrap();
                 method.check(cell.recipe.train.as_ref()).unwrap();
             }
             seen += 1;
         }
         assert!(seen > 1);
+    }
+
+    /// The published settings are in both tables, and in the fair one nothing but the method tells rows apart.
+    #[test]
+    fn the_tables_hold_every_recipe_of_their_set() {
+        for set in ["imagenet-r", "cifar100"] {
+            let mut recipes = 0;
+            for folder in std::fs::read_dir(examples("recipes")).unwrap() {
+                let files = std::fs::read_dir(folder.unwrap().path()).unwrap();
+                let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+                recipes += names.filter(|name| name.starts_with(set)).count();
+            }
+            for flavour in ["paper", "fair"] {
+                let path = examples("sweeps").join(format!("{flavour}-{set}.toml"));
+                let sweep = Sweep::load(&path, &[]).unwrap();
+                let files: BTreeSet<&str> = sweep.rows.iter().map(|r| r.origin.as_str()).collect();
+                assert_eq!(
+                    (files.len(), sweep.rows.len()),
+                    (recipes, recipes),
+                    "{flavour} {set}"
+                );
+                let cells = sweep.cells().unwrap();
+                let mut terms = BTreeSet::new();
+                for cell in &cells {
+                    let (recipe, origin) = (&cell.recipe, &cell.origin);
+                    let compat = recipe.method(origin).unwrap().compat();
+                    assert!(compat.is_empty(), "{origin}: {compat:?}");
+                    let preset = recipe.preset(origin).unwrap().map(|preset| preset.name);
+                    let data = (&recipe.data, &recipe.backbone, &recipe.preprocess);
+                    terms.insert(format!(
+                        "{} {:?} {preset:?} {data:?}",
+                        cell.seed, recipe.stream
+                    ));
+                }
+                match flavour {
+                    "fair" => assert_eq!(terms.len(), sweep.seeds.len(), "{terms:?}"),
+                    _ => assert!(terms.len() > 1),
+                }
+            }
+        }
     }
 }

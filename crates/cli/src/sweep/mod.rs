@@ -1,9 +1,11 @@
 //! `candlewick sweep`: many runs from the same features, on all cores, one table.
 
+mod conditions;
 mod file;
 mod lanes;
 mod paired;
 mod result;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use crate::prepare::{Loaded, Plan};
 use crate::run::report;
 use crate::watch::{self, Counting, Download};
 use crate::{machine, print};
+use conditions::Told;
 use file::{Cell, Sweep};
 use lanes::Lanes;
 use result::{Cells, Done, Summary};
@@ -53,9 +56,8 @@ struct Job {
 }
 
 pub fn sweep(args: &SweepArgs) -> Result<()> {
-    let origin = args.sweep.display().to_string();
     let sweep = Sweep::load(&args.sweep, &args.set)?;
-    let mut cells = sweep.cells(&origin)?;
+    let mut cells = sweep.cells()?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => {
@@ -69,15 +71,15 @@ pub fn sweep(args: &SweepArgs) -> Result<()> {
     }
     let started = Instant::now();
     let bar = Download::new();
-    let first = Plan::new(cells[0].recipe.clone(), &origin, Some(&bar))?.0;
+    let first = Plan::new(cells[0].recipe.clone(), &cells[0].origin, Some(&bar))?.0;
     machine::use_threads(first.threads)?;
     let stop = watch::interrupted()?;
 
     let mut backbones = BTreeMap::new();
     let mut jobs = Vec::new();
     for cell in cells {
-        let (plan, _) = Plan::new(cell.recipe.clone(), &origin, Some(&bar))
-            .with_context(|| format!("{} on {}", cell.variant.label(), cell.variant.group()))?;
+        let (plan, _) = Plan::new(cell.recipe.clone(), &cell.origin, Some(&bar))
+            .with_context(|| format!("{} on {}", cell.variant.label(), cell.variant.place()))?;
         let loaded = match backbones.get(&plan.backbone_key()?) {
             Some(loaded) => Arc::clone(loaded),
             None => {
@@ -195,6 +197,7 @@ impl Job {
         Done {
             variant: self.cell.variant.clone(),
             seed: self.cell.seed,
+            told: Told::of(&self.cell.recipe, &report),
             report,
             seconds,
         }

@@ -9,6 +9,7 @@ use candlewick_core::{Report, report};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::conditions::{self, Told};
 use super::file::Variant;
 use super::paired::p_value;
 use crate::record::write_whole;
@@ -21,6 +22,7 @@ const SCHEMA: u32 = 1;
 pub struct Done {
     pub variant: Variant,
     pub seed: u64,
+    pub told: Told,
     pub report: Report,
     pub seconds: f64,
 }
@@ -87,6 +89,8 @@ pub struct Summary {
 /// A variant over all seeds; accuracies in percent.
 #[derive(Serialize)]
 pub struct Row {
+    /// Heading of its table. Rows of different tables may not be compared.
+    pub group: String,
     pub backbone: String,
     pub stream: String,
     /// As in the table.
@@ -96,8 +100,9 @@ pub struct Row {
     /// In the order of tables.
     pub metrics: Vec<Metric>,
     pub trainable_parameters: u64,
+    /// Which table it stands in.
     #[serde(skip)]
-    variant: Variant,
+    table: usize,
 }
 
 #[derive(Serialize)]
@@ -107,7 +112,7 @@ pub struct Metric {
     pub spread: Spread,
 }
 
-/// Two variants on the same backbone and stream, seed by seed.
+/// Two rows of one table, seed by seed.
 #[derive(Serialize)]
 pub struct Pair {
     group: String,
@@ -124,19 +129,27 @@ pub struct Pair {
 
 impl Summary {
     pub fn new(seeds: &[u64], done: &[Done]) -> Self {
-        let rows: Vec<Row> = done.chunks(seeds.len()).map(Row::new).collect();
+        let runs: Vec<&[Done]> = done.chunks(seeds.len()).collect();
+        let tables = conditions::tables(&runs);
+        let count = tables.iter().max().map_or(0, |last| last + 1);
+        let first = |table| runs[tables.iter().position(|t| *t == table).unwrap_or(0)];
+        let heads = conditions::headings(&(0..count).map(first).collect::<Vec<_>>());
+        let row = |(runs, &table): (&&[Done], &usize)| Row::new(runs, table, &heads[table]);
+        let mut rows: Vec<Row> = runs.iter().zip(&tables).map(row).collect();
+        // Tables in order of appearance, each in one piece.
+        rows.sort_by_key(|row| row.table);
         let mut pairs = Vec::new();
         for (i, a) in rows.iter().enumerate() {
             for b in &rows[i + 1..] {
-                if a.variant.group() == b.variant.group() {
+                if a.table == b.table {
                     pairs.extend(a.metrics.iter().zip(&b.metrics).map(|(x, y)| {
                         let values = x.spread.values.iter().zip(&y.spread.values);
                         let differences: Vec<f64> = values.map(|(x, y)| x - y).collect();
                         Pair {
-                            group: a.variant.group(),
+                            group: a.group.clone(),
                             metric: x.name.clone(),
-                            a: a.variant.label(),
-                            b: b.variant.label(),
+                            a: a.label.clone(),
+                            b: b.label.clone(),
                             difference: mean(differences.iter().copied()),
                             std: std_dev(&differences),
                             p: p_value(&differences),
@@ -156,24 +169,23 @@ impl Summary {
     /// For the terminal: the table, then the pairs by the first metric.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for group in self.groups() {
-            let rows = || self.rows.iter().filter(|row| row.variant.group() == group);
-            // Of one stream, so with the same metrics.
-            let first = rows().next().into_iter().flat_map(|row| &row.metrics);
+        for rows in self.rows.chunk_by(|a, b| a.table == b.table) {
             let mut head = vec!["%"];
-            head.extend(first.map(|m| m.name.as_str()));
-            let rows = rows().map(|row| {
-                let mut cells = vec![row.variant.label()];
+            head.extend(rows[0].metrics.iter().map(|m| m.name.as_str()));
+            let numbers = rows.iter().map(|row| {
+                let mut cells = vec![row.label.clone()];
                 let number = |m: &Metric| format!("{:.2} ± {:.2}", m.spread.mean, m.spread.std);
                 cells.extend(row.metrics.iter().map(number));
                 cells
             });
-            text += &format!("{group}\n{}\n", table::numbers(&head, rows));
+            let numbers = table::numbers(&head, numbers);
+            text += &format!("{}\n{numbers}\n", rows[0].group);
         }
         let first = self.rows.first().and_then(|row| row.metrics.first());
         let metric = first.map_or("", |m| m.name.as_str());
         let pairs: Vec<&Pair> = self.pairs.iter().filter(|p| p.metric == metric).collect();
-        if !pairs.is_empty() {
+        // One seed tells nothing of a difference.
+        if !pairs.is_empty() && self.seeds.len() > 1 {
             let rows = pairs.into_iter().map(|pair| {
                 let difference = format!("{:+.2} ± {:.2}", pair.difference, pair.std);
                 let what = format!("{} − {} | {}", pair.a, pair.b, pair.group);
@@ -187,13 +199,6 @@ impl Summary {
         text
     }
 
-    /// Backbone and stream, in order of appearance.
-    fn groups(&self) -> Vec<String> {
-        let mut groups: Vec<String> = self.rows.iter().map(|r| r.variant.group()).collect();
-        groups.dedup();
-        groups
-    }
-
     pub fn write(&self, out: &Path, done: &[Done]) -> Result<()> {
         let write = |name: &str, bytes: &[u8]| {
             let path = out.join(name);
@@ -202,7 +207,7 @@ impl Summary {
         };
         write("sweep.csv", &csv(done)?)?;
         let points = self.rows.iter().filter_map(|row| {
-            let label = format!("{} | {}", row.variant.label(), row.variant.group());
+            let label = format!("{} | {}", row.label, row.group);
             Some((label, row.metrics.first()?.spread.clone()))
         });
         let metric = self.rows.first().and_then(|row| row.metrics.first());
@@ -219,7 +224,7 @@ impl Summary {
 }
 
 impl Row {
-    fn new(done: &[Done]) -> Self {
+    fn new(done: &[Done], table: usize, group: &str) -> Self {
         let first = &done[0];
         let names = first.report.metrics.rows();
         let metrics = names.iter().enumerate().map(|(i, (name, _, _))| {
@@ -234,8 +239,10 @@ impl Row {
                 },
             }
         });
-        let variant = first.variant.clone();
+        let variant = &first.variant;
         Self {
+            group: group.to_owned(),
+            table,
             backbone: variant.backbone.clone(),
             stream: variant.stream.clone(),
             label: variant.label(),
@@ -243,7 +250,6 @@ impl Row {
             settings: variant.settings.clone(),
             metrics: metrics.collect(),
             trainable_parameters: first.report.cost.trainable_parameters,
-            variant,
         }
     }
 }

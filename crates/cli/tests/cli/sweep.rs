@@ -116,7 +116,7 @@ fn variants_of_a_method_have_rows_of_their_own() {
     };
     let sweep = |line: String| lab.say_args(&["sweep", "s.toml", "--out", "rows", "--set", &line]);
     let twice = format!("method=[{},{}]", near("", "cosine"), near("", "euclidean"));
-    sweep(twice).failed(&["two of [[method]] are `nearest-mean`", "`label`"]);
+    sweep(twice).failed(&["two rows are `nearest-mean`", "`label`"]);
     let empty = format!("method=[{}]", near(",label=\" \"", "cosine"));
     sweep(empty).failed(&["s.toml", "method.label"]);
     let named = format!(
@@ -138,6 +138,150 @@ fn variants_of_a_method_have_rows_of_their_own() {
     assert_ne!(rows[0]["metrics"], rows[2]["metrics"]);
     let csv = lab.text("rows/sweep.csv");
     assert!(csv.contains(",by the angle,nearest-mean,,"), "{csv}");
+}
+
+/// Recipes of their own, the last two on other pixels and on another split.
+const RECIPES: &str = r#"
+seeds = [3, 1]
+[[recipe]]
+file = "../simplecil.toml"
+[[recipe]]
+file = "../linear.toml"
+grid = { "train.lr" = [0.01, 0.1] }
+[[recipe]]
+file = "../coarse.toml"
+label = "coarse"
+[[recipe]]
+file = "../divided.toml"
+label = "divided"
+"#;
+
+fn recipes() -> Lab {
+    let lab = Lab::new();
+    lab.write("sweeps/s.toml", RECIPES);
+    let simplecil = lab.text("simplecil.toml");
+    let coarse = format!("{simplecil}[preprocess]\ncrop = 56\n");
+    lab.write("coarse.toml", coarse);
+    let split = "path = \"images/train\"\nsplit = { kind = \"stratified\", seed = 3 }";
+    let divided = simplecil.replace("path = \"images\"", split);
+    assert_ne!(divided, simplecil);
+    lab.write("divided.toml", divided);
+    lab
+}
+
+/// What is not under the same conditions has a table of its own, which says how it differs.
+#[test]
+fn recipes_are_rows_and_only_like_is_put_beside_like() {
+    let lab = recipes();
+    let said = lab.say("sweep sweeps/s.toml --out s");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let json = lab.json("s/sweep.json");
+    let rows = json["rows"].as_array().unwrap();
+    let of = |key: &str| -> Vec<&str> { rows.iter().map(|r| r[key].as_str().unwrap()).collect() };
+    let linear = ["linear train.lr=0.01", "linear train.lr=0.1"];
+    assert_eq!(
+        of("label"),
+        ["simplecil", linear[0], linear[1], "coarse", "divided"]
+    );
+    let groups = of("group");
+    assert_eq!(
+        groups[..3],
+        ["vit-micro, pixels of its card, images as divided"; 3]
+    );
+    assert!(groups[3].starts_with("vit-micro, pixels "), "{groups:?}");
+    assert!(groups[3].ends_with(", images as divided"), "{groups:?}");
+    assert_eq!(
+        groups[4],
+        "vit-micro, pixels of its card, images/train stratified 3"
+    );
+    let pairs = json["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 3 * 5);
+    assert!(pairs.iter().all(|pair| pair["group"] == groups[0]));
+    for group in groups {
+        assert!(said.out.contains(group), "{group}: {}", said.out);
+    }
+    // The seeds of the sweep, not those of the files.
+    let more = "--seeds 3,1 --set train.lr=0.1";
+    lab.run("linear", "runs", more);
+    let summary = lab.json("runs/summary.json");
+    for metric in rows[2]["metrics"].as_array().unwrap() {
+        let one = &summary["metrics"][metric["name"].as_str().unwrap()];
+        assert!(near(&metric["values"], &one["values"]), "{metric} {one}");
+    }
+}
+
+/// `[base]` takes the place of whole tables, `[replace]` of single values.
+#[test]
+fn recipes_are_brought_to_the_same_terms() {
+    let lab = recipes();
+    let sets = [
+        "base.data.path=images",
+        "base.preprocess.crop=48",
+        "replace.stream.increment=3",
+        "replace.train.epochs=3",
+        "method=[{name=\"knn\",k=3,distance=\"cosine\",weights=\"uniform\"}]",
+        "base.backbone={name=\"vit-micro\",depth=1}",
+        "base.stream={increment=2,order=\"seed\"}",
+    ];
+    let mut args = vec!["sweep", "sweeps/s.toml", "--out", "s"];
+    args.extend(sets.iter().flat_map(|set| ["--set", set]));
+    let said = lab.say_args(&args);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    let json = lab.json("s/sweep.json");
+    let rows = json["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    assert!(rows.iter().all(|row| row["group"] == "vit-micro"));
+    assert_eq!(json["pairs"].as_array().unwrap().len(), 15 * 5);
+    let more = "--seeds 3,1 --set train.lr=0.1 --set train.epochs=3 --set stream.increment=3 --set stream.order=seed \
+                --set preprocess.crop=48 --set backbone.depth=1";
+    lab.run("linear", "runs", more);
+    let summary = lab.json("runs/summary.json");
+    let row = rows.iter().find(|row| row["settings"] == "train.lr=0.1");
+    let average = &row.unwrap()["metrics"][0];
+    let name = average["name"].as_str().unwrap();
+    let one = &summary["metrics"][name]["values"];
+    assert!(near(&average["values"], one), "{average} {one}");
+}
+
+#[test]
+fn what_a_recipe_of_a_sweep_lacks_is_named() {
+    let lab = recipes();
+    lab.write("broken.toml", "seed =");
+    let recipe = |keys: &str| format!("recipe=[{{{keys}}}]");
+    let file = "file=\"../linear.toml\"";
+    for (set, parts) in [
+        (
+            recipe("file=\"../none.toml\""),
+            vec!["s.toml: recipe.file", "none.toml"],
+        ),
+        (
+            recipe("file=\"../broken.toml\""),
+            vec!["s.toml: recipe.file", "broken.toml"],
+        ),
+        (recipe("fil=\"x\""), vec!["fil`", "did you mean `file`"]),
+        (
+            recipe(&format!("{file},label=\"\"")),
+            vec!["s.toml", "recipe.label"],
+        ),
+        (
+            recipe(&format!("{file},grid={{\"train.lrr\"=[1]}}")),
+            vec!["s.toml", "linear.toml", "`train.lrr`"],
+        ),
+        (
+            recipe(&format!("{file}}},{{{file}")),
+            vec!["linear.toml", "two rows are `linear`"],
+        ),
+        ("recipe=[]".into(), vec!["[[recipe]]", "none is given"]),
+        (
+            "replace.train.epoch=1".into(),
+            vec!["s.toml", "replace.train.epoch", "no row"],
+        ),
+        ("base.train.lr=1".into(), vec!["[base]", "`train`"]),
+        ("method=[{name=\"knn\"}]".into(), vec!["[base]", "missing"]),
+    ] {
+        let said = lab.say_args(&["sweep", "sweeps/s.toml", "--out", "s", "--set", &set]);
+        said.failed(&parts);
+    }
 }
 
 #[test]
