@@ -15,6 +15,7 @@ use crate::checkpoint::{self, CHECKPOINT, Checkpoints, Every, Keeper, Resumed};
 use crate::features;
 use crate::machine;
 use crate::outlook;
+use crate::page;
 use crate::prepare::{Loaded, Plan};
 use crate::print;
 use crate::recipe::Recipe;
@@ -147,6 +148,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
         started = Instant::now();
     }
     let summary = Summary::new(&reports);
+    let dirs: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
+    page::several(&dirs, &out.join(page::PAGE))?;
     record::write_summary(&out, &summary)?;
     print(&format!(
         "\n{}\nThe records are in {}\n",
@@ -259,7 +262,15 @@ pub fn execute(
         watch::seconds(started.elapsed())
     ));
     dir.write("log.txt", watch.log.as_bytes())?;
-    dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
+    let images = plan.images();
+    dir.finish(
+        &report,
+        &outcome,
+        &plan.stream,
+        images.as_ref(),
+        &method.state()?,
+        &timing,
+    )?;
     Ok(report)
 }
 

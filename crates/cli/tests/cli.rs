@@ -5,6 +5,8 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "cli/browser.rs"]
+mod browser;
 #[path = "cli/dry.rs"]
 mod dry;
 #[path = "cli/features.rs"]
@@ -21,6 +23,8 @@ mod learned;
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/page.rs"]
+mod page;
 #[path = "cli/record.rs"]
 mod record;
 #[path = "cli/resume.rs"]
