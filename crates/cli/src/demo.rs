@@ -5,14 +5,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::checkpoint::Checkpoints;
 use crate::machine;
 use crate::page;
 use crate::prepare::Plan;
 use crate::print;
 use crate::recipe::Recipe;
 use crate::record::RunDir;
-use crate::run::execute;
+use crate::run::{Beside, execute};
 use crate::table;
 use crate::watch::{self, Download};
 
@@ -62,7 +61,7 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
             name,
             started,
             &stop,
-            Checkpoints::default(),
+            Beside::default(),
         )?);
         dirs.push(dir.path().to_owned());
         started = Instant::now();

@@ -6,6 +6,7 @@ mod demo;
 mod features;
 mod kept;
 mod learned;
+mod live;
 mod machine;
 mod merge;
 mod outlook;

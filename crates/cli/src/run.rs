@@ -13,6 +13,7 @@ use candlewick_core::{
 
 use crate::checkpoint::{self, CHECKPOINT, Checkpoints, Every, Keeper, Resumed};
 use crate::features;
+use crate::live::{Live, LiveArgs};
 use crate::machine;
 use crate::outlook;
 use crate::page;
@@ -55,6 +56,15 @@ pub struct RunArgs {
     /// Go on from the checkpoint in --out, to the same result bit for bit
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+/// What goes on beside a run.
+#[derive(Clone, Copy, Default)]
+pub struct Beside<'a> {
+    pub checkpoints: Checkpoints,
+    pub live: Option<&'a Live>,
 }
 
 pub fn run(args: &RunArgs) -> Result<()> {
@@ -98,10 +108,16 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let dir = place(&out)?;
         machine::use_threads(plan.threads)?;
         let stop = watch::interrupted()?;
+        let live = Live::start(&args.live)?;
+        let beside = Beside {
+            checkpoints,
+            live: live.as_ref(),
+        };
         let started = Instant::now();
         let loaded = plan.load(&bar)?;
         let label = plan.method.about().name;
-        let report = execute(&plan, &loaded, &dir, label, started, &stop, checkpoints)?;
+        let report = execute(&plan, &loaded, &dir, label, started, &stop, beside)?;
+        live.into_iter().for_each(Live::end);
         return print(&format!(
             "\n{}\nThe record is in {}\n",
             table::single(&report),
@@ -131,22 +147,20 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .collect::<Result<Vec<RunDir>>>()?;
     machine::use_threads(plans[0].threads)?;
     let stop = watch::interrupted()?;
+    let live = Live::start(&args.live)?;
+    let beside = Beside {
+        checkpoints,
+        live: live.as_ref(),
+    };
     let mut started = Instant::now();
     let loaded = plans[0].load(&bar)?;
     let mut reports = Vec::new();
     for (plan, dir) in plans.iter().zip(&dirs) {
         let label = format!("{} seed {}", plan.method.about().name, plan.recipe.seed);
-        reports.push(execute(
-            plan,
-            &loaded,
-            dir,
-            &label,
-            started,
-            &stop,
-            checkpoints,
-        )?);
+        reports.push(execute(plan, &loaded, dir, &label, started, &stop, beside)?);
         started = Instant::now();
     }
+    live.into_iter().for_each(Live::end);
     let summary = Summary::new(&reports);
     let dirs: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
     page::several(&dirs, &out.join(page::PAGE))?;
@@ -166,8 +180,9 @@ pub fn execute(
     label: &str,
     started: Instant,
     stop: &AtomicBool,
-    checkpoints: Checkpoints,
+    beside: Beside<'_>,
 ) -> Result<Report> {
+    let checkpoints = beside.checkpoints;
     let resumed = match checkpoints.resume {
         true => match dir.finished()? {
             Some(report) => {
@@ -212,6 +227,11 @@ pub fn execute(
             Standing::default()
         }
     };
+    if let Some(live) = beside.live {
+        let (name, fingerprint) = (plan.method.about().name, plan.fingerprint(loaded));
+        let watched = live.watch(label, name, &stream, fingerprint, &standing.accuracy);
+        watch.others.push(Box::new(watched));
+    }
     let result = core_run::go_on(method.as_mut(), &stream, options, standing, &mut watch);
     let mut outcome = match result {
         Ok(outcome) => outcome,
@@ -263,7 +283,7 @@ pub fn execute(
     ));
     dir.write("log.txt", watch.log.as_bytes())?;
     let images = plan.images();
-    dir.finish(
+    let run = dir.finish(
         &report,
         &outcome,
         &plan.stream,
@@ -271,6 +291,9 @@ pub fn execute(
         &method.state()?,
         &timing,
     )?;
+    if let Some(live) = beside.live {
+        live.done(run.called(label));
+    }
     Ok(report)
 }
 

@@ -19,6 +19,8 @@ mod input;
 mod lab;
 #[path = "cli/learned.rs"]
 mod learned;
+#[path = "cli/live.rs"]
+mod live;
 #[path = "cli/look.rs"]
 mod look;
 #[path = "cli/merge.rs"]
