@@ -22,6 +22,7 @@ mod stored;
 mod stream;
 mod sweep;
 mod table;
+mod tensorboard;
 mod watch;
 
 use std::io::Write as _;

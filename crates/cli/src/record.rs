@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use crate::checkpoint::CHECKPOINT;
 use crate::page::{self, PAGE};
 use crate::plot;
+use crate::tensorboard::Board;
 use crate::watch::TaskTime;
 
 /// Written last.
@@ -92,6 +93,7 @@ impl RunDir {
         for name in FILES {
             remove(&path.join(name))?;
         }
+        Board::clear(path)?;
         Ok(Self {
             path: path.to_owned(),
         })

@@ -22,6 +22,7 @@ use crate::print;
 use crate::recipe::Recipe;
 use crate::record::{self, RunDir, Timing};
 use crate::table;
+use crate::tensorboard::Board;
 use crate::watch::{self, Download, Watch};
 
 #[derive(clap::Args)]
@@ -58,6 +59,9 @@ pub struct RunArgs {
     resume: bool,
     #[command(flatten)]
     live: LiveArgs,
+    /// Write losses and accuracies as they come into tensorboard/ of the run directory, for TensorBoard
+    #[arg(long)]
+    tensorboard: bool,
 }
 
 /// What goes on beside a run.
@@ -65,6 +69,7 @@ pub struct RunArgs {
 pub struct Beside<'a> {
     pub checkpoints: Checkpoints,
     pub live: Option<&'a Live>,
+    pub tensorboard: bool,
 }
 
 pub fn run(args: &RunArgs) -> Result<()> {
@@ -112,6 +117,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let beside = Beside {
             checkpoints,
             live: live.as_ref(),
+            tensorboard: args.tensorboard,
         };
         let started = Instant::now();
         let loaded = plan.load(&bar)?;
@@ -151,6 +157,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let beside = Beside {
         checkpoints,
         live: live.as_ref(),
+        tensorboard: args.tensorboard,
     };
     let mut started = Instant::now();
     let loaded = plans[0].load(&bar)?;
@@ -231,6 +238,10 @@ pub fn execute(
         let (name, fingerprint) = (plan.method.about().name, plan.fingerprint(loaded));
         let watched = live.watch(label, name, &stream, fingerprint, &standing.accuracy);
         watch.others.push(Box::new(watched));
+    }
+    if beside.tensorboard {
+        let board = Board::new(dir.path(), &standing)?;
+        watch.others.push(Box::new(board));
     }
     let result = core_run::go_on(method.as_mut(), &stream, options, standing, &mut watch);
     let mut outcome = match result {

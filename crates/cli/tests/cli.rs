@@ -37,6 +37,8 @@ mod same;
 mod scenario;
 #[path = "cli/sweep.rs"]
 mod sweep;
+#[path = "cli/tensorboard.rs"]
+mod tensorboard;
 #[path = "cli/threads.rs"]
 mod threads;
 #[path = "cli/weights.rs"]
