@@ -28,7 +28,7 @@ use crate::watch::TaskTime;
 
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Raised when an older one can no longer be read.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Keys of the file's metadata.
 const RECORD: &str = "candlewick";
 const DIGEST: &str = "sha256";

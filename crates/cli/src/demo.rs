@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::checkpoint::Checkpoints;
 use crate::machine;
+use crate::page;
 use crate::prepare::Plan;
 use crate::print;
 use crate::recipe::Recipe;
 use crate::record::RunDir;
-use crate::run::execute;
+use crate::run::{Beside, execute};
 use crate::table;
 use crate::watch::{self, Download};
 
@@ -50,7 +50,7 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
     let stop = watch::interrupted()?;
     let mut started = Instant::now();
     let loaded = plans[0].load(&bar)?;
-    let mut reports = Vec::new();
+    let (mut reports, mut dirs) = (Vec::new(), Vec::new());
     for plan in &plans {
         let name = plan.method.about().name;
         let dir = RunDir::create(&out.join(name), true)?;
@@ -61,14 +61,16 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
             name,
             started,
             &stop,
-            Checkpoints::default(),
+            Beside::default(),
         )?);
+        dirs.push(dir.path().to_owned());
         started = Instant::now();
     }
+    page::several(&dirs, &out.join(page::PAGE))?;
     let names: Vec<String> = RECIPES.iter().map(|(name, _)| (*name).to_owned()).collect();
     let table = table::side_by_side(&names, &reports.iter().collect::<Vec<_>>());
     print(&format!(
-        "\n50 classes in 5 tasks, a frozen ViT of 1.2 M parameters; accuracies in percent.\n\n{table}\nThe reports are in {}: curve.svg, matrix.svg, report.json, predictions.csv and more.\n",
+        "\n50 classes in 5 tasks, a frozen ViT of 1.2 M parameters; accuracies in percent.\n\n{table}\nThe reports are in {}: report.html is their page; curve.svg, report.json, predictions.csv and more.\n",
         out.display()
     ))
 }

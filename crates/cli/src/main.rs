@@ -6,9 +6,11 @@ mod demo;
 mod features;
 mod kept;
 mod learned;
+mod live;
 mod machine;
 mod merge;
 mod outlook;
+mod page;
 mod plot;
 mod precision;
 mod predict;
@@ -20,6 +22,7 @@ mod stored;
 mod stream;
 mod sweep;
 mod table;
+mod tensorboard;
 mod watch;
 
 use std::io::Write as _;
@@ -67,6 +70,8 @@ enum Command {
     },
     /// Make one model of several with the same parameters
     Merge(merge::MergeArgs),
+    /// Make the page of a run anew, or one page of several runs
+    Page(page::PageArgs),
     /// Show one run, or put several side by side and say whether they may be compared
     Report {
         /// Run directories
@@ -111,6 +116,7 @@ fn main() -> ExitCode {
         Command::Methods { compat: false } => methods(),
         Command::Methods { compat: true } => switches(),
         Command::Merge(args) => merge::merge(&args),
+        Command::Page(args) => page::page(&args),
         Command::Report { dirs } => report(&dirs),
     };
     let Err(error) = result else {

@@ -8,18 +8,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::report::SCHEMA;
-use candlewick_core::{Outcome, Report, State, Stream, Summary};
+use candlewick_core::{Outcome, Report, State, Stream, Summary, Task};
+use candlewick_data::Source;
+use candlewick_page::Run;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::checkpoint::CHECKPOINT;
+use crate::page::{self, PAGE};
 use crate::plot;
+use crate::tensorboard::Board;
 use crate::watch::TaskTime;
 
 /// Written last.
 pub const REPORT: &str = "report.json";
-const SUMMARY: &str = "summary.json";
+/// Written behind the runs of several seeds.
+pub const SUMMARY: &str = "summary.json";
 /// What the method has learned.
 pub const PARAMS: &str = "params.safetensors";
 
@@ -27,16 +32,18 @@ pub const PARAMS: &str = "params.safetensors";
 const UNFINISHED: &str = ".candlewick-";
 
 /// What a run writes besides, but for `config.toml`, which may be the recipe that is run.
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "log.txt",
     "accuracy.csv",
     "predictions.csv",
+    "classes.csv",
     "curve.svg",
     "matrix.svg",
     "pools.svg",
     PARAMS,
     crate::learned::ADDED,
     "timing.json",
+    PAGE,
 ];
 
 /// Figures that depend on the machine, kept apart from the report.
@@ -86,6 +93,7 @@ impl RunDir {
         for name in FILES {
             remove(&path.join(name))?;
         }
+        Board::clear(path)?;
         Ok(Self {
             path: path.to_owned(),
         })
@@ -139,26 +147,40 @@ impl RunDir {
             .with_context(|| format!("{}: not written", path.display()))
     }
 
-    /// Everything a finished run leaves.
+    /// Everything a finished run leaves; `images` are its test images. Gives what its page is made of.
     pub fn finish(
         &self,
         report: &Report,
         outcome: &Outcome,
         stream: &Stream,
+        images: &dyn Source,
         state: &State,
         timing: &Timing,
-    ) -> Result<()> {
+    ) -> Result<Run> {
+        let predictions = predictions_csv(outcome, stream)?;
+        let classes = classes_csv(outcome, stream)?;
         self.write("accuracy.csv", &accuracy_csv(report)?)?;
-        self.write("predictions.csv", &predictions_csv(outcome, stream)?)?;
+        self.write("predictions.csv", &predictions)?;
+        self.write("classes.csv", &classes)?;
         self.write("curve.svg", plot::curve(report)?.as_bytes())?;
         self.write("matrix.svg", plot::matrix(report)?.as_bytes())?;
         if !report.pools.is_empty() {
             self.write("pools.svg", plot::pools(report)?.as_bytes())?;
         }
         self.write(PARAMS, &safetensors(state, None)?)?;
-        self.write("timing.json", &json(timing)?)?;
-        self.write(REPORT, &json(report)?)?;
-        remove(&self.path.join(CHECKPOINT))
+        let (text, times) = (json(report)?, json(timing)?);
+        self.write("timing.json", &times)?;
+        let name = self.path.display().to_string();
+        let mut run = Run::new(&name, &String::from_utf8_lossy(&text))?;
+        run.predictions(&predictions)?;
+        run.classes(&classes)?;
+        run.timing(&String::from_utf8_lossy(&times))?;
+        page::pictures(&mut run, images);
+        let html = page::html("", &[&run], &[report]);
+        self.write(PAGE, html.as_bytes())?;
+        self.write(REPORT, &text)?;
+        remove(&self.path.join(CHECKPOINT))?;
+        Ok(run)
     }
 }
 
@@ -320,6 +342,31 @@ fn predictions_csv(outcome: &Outcome, stream: &Stream) -> Result<Vec<u8>> {
     for p in &outcome.predictions {
         let score = p.score.to_string();
         out.write_record([&p.image, name(p.label), name(p.predicted), &score])?;
+    }
+    Ok(out.into_inner()?)
+}
+
+/// One row per class: its name, the task that brings it, its test images, then its accuracy after each session, empty
+/// before it has any.
+fn classes_csv(outcome: &Outcome, stream: &Stream) -> Result<Vec<u8>> {
+    let mut out = csv::Writer::from_writer(Vec::new());
+    let sessions = stream.tasks.len();
+    let mut head = vec!["class".into(), "task".into(), "test_images".into()];
+    head.extend((1..=sessions).map(|t| format!("after_{t}")));
+    out.write_record(&head)?;
+    let classes = &outcome.classes;
+    for (label, name) in stream.class_names.iter().enumerate() {
+        let brings = |task: &&Task| task.info.classes.contains(&label);
+        let task = stream.tasks.iter().find(brings);
+        let images = classes.images.last().and_then(|row| row.get(label));
+        let mut record = vec![
+            name.clone(),
+            task.map_or(0, |task| task.info.index + 1).to_string(),
+            images.copied().unwrap_or(0).to_string(),
+        ];
+        let percent = (0..sessions).map(|t| classes.percent(t, label));
+        record.extend(percent.map(|p| p.map_or_else(String::new, |p| p.to_string())));
+        out.write_record(record)?;
     }
     Ok(out.into_inner()?)
 }

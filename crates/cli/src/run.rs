@@ -13,13 +13,16 @@ use candlewick_core::{
 
 use crate::checkpoint::{self, CHECKPOINT, Checkpoints, Every, Keeper, Resumed};
 use crate::features;
+use crate::live::{Live, LiveArgs};
 use crate::machine;
 use crate::outlook;
+use crate::page;
 use crate::prepare::{Loaded, Plan};
 use crate::print;
 use crate::recipe::Recipe;
 use crate::record::{self, RunDir, Timing};
 use crate::table;
+use crate::tensorboard::Board;
 use crate::watch::{self, Download, Watch};
 
 #[derive(clap::Args)]
@@ -54,6 +57,19 @@ pub struct RunArgs {
     /// Go on from the checkpoint in --out, to the same result bit for bit
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
+    #[command(flatten)]
+    live: LiveArgs,
+    /// Write losses and accuracies as they come into tensorboard/ of the run directory, for TensorBoard
+    #[arg(long)]
+    tensorboard: bool,
+}
+
+/// What goes on beside a run.
+#[derive(Clone, Copy, Default)]
+pub struct Beside<'a> {
+    pub checkpoints: Checkpoints,
+    pub live: Option<&'a Live>,
+    pub tensorboard: bool,
 }
 
 pub fn run(args: &RunArgs) -> Result<()> {
@@ -97,10 +113,17 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let dir = place(&out)?;
         machine::use_threads(plan.threads)?;
         let stop = watch::interrupted()?;
+        let live = Live::start(&args.live)?;
+        let beside = Beside {
+            checkpoints,
+            live: live.as_ref(),
+            tensorboard: args.tensorboard,
+        };
         let started = Instant::now();
         let loaded = plan.load(&bar)?;
         let label = plan.method.about().name;
-        let report = execute(&plan, &loaded, &dir, label, started, &stop, checkpoints)?;
+        let report = execute(&plan, &loaded, &dir, label, started, &stop, beside)?;
+        live.into_iter().for_each(Live::end);
         return print(&format!(
             "\n{}\nThe record is in {}\n",
             table::single(&report),
@@ -130,23 +153,24 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .collect::<Result<Vec<RunDir>>>()?;
     machine::use_threads(plans[0].threads)?;
     let stop = watch::interrupted()?;
+    let live = Live::start(&args.live)?;
+    let beside = Beside {
+        checkpoints,
+        live: live.as_ref(),
+        tensorboard: args.tensorboard,
+    };
     let mut started = Instant::now();
     let loaded = plans[0].load(&bar)?;
     let mut reports = Vec::new();
     for (plan, dir) in plans.iter().zip(&dirs) {
         let label = format!("{} seed {}", plan.method.about().name, plan.recipe.seed);
-        reports.push(execute(
-            plan,
-            &loaded,
-            dir,
-            &label,
-            started,
-            &stop,
-            checkpoints,
-        )?);
+        reports.push(execute(plan, &loaded, dir, &label, started, &stop, beside)?);
         started = Instant::now();
     }
+    live.into_iter().for_each(Live::end);
     let summary = Summary::new(&reports);
+    let dirs: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
+    page::several(&dirs, &out.join(page::PAGE))?;
     record::write_summary(&out, &summary)?;
     print(&format!(
         "\n{}\nThe records are in {}\n",
@@ -163,8 +187,9 @@ pub fn execute(
     label: &str,
     started: Instant,
     stop: &AtomicBool,
-    checkpoints: Checkpoints,
+    beside: Beside<'_>,
 ) -> Result<Report> {
+    let checkpoints = beside.checkpoints;
     let resumed = match checkpoints.resume {
         true => match dir.finished()? {
             Some(report) => {
@@ -209,6 +234,15 @@ pub fn execute(
             Standing::default()
         }
     };
+    if let Some(live) = beside.live {
+        let (name, fingerprint) = (plan.method.about().name, plan.fingerprint(loaded));
+        let watched = live.watch(label, name, &stream, fingerprint, &standing.accuracy);
+        watch.others.push(Box::new(watched));
+    }
+    if beside.tensorboard {
+        let board = Board::new(dir.path(), &standing)?;
+        watch.others.push(Box::new(board));
+    }
     let result = core_run::go_on(method.as_mut(), &stream, options, standing, &mut watch);
     let mut outcome = match result {
         Ok(outcome) => outcome,
@@ -259,7 +293,18 @@ pub fn execute(
         watch::seconds(started.elapsed())
     ));
     dir.write("log.txt", watch.log.as_bytes())?;
-    dir.finish(&report, &outcome, &plan.stream, &method.state()?, &timing)?;
+    let images = plan.images();
+    let run = dir.finish(
+        &report,
+        &outcome,
+        &plan.stream,
+        images.as_ref(),
+        &method.state()?,
+        &timing,
+    )?;
+    if let Some(live) = beside.live {
+        live.done(run.called(label));
+    }
     Ok(report)
 }
 

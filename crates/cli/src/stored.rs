@@ -55,15 +55,6 @@ impl Backbone for Stored {
         self.backbone.query(images)
     }
 
-    // With other weights there are other features: neither of these answers from the store.
-    fn thaw(&self) -> Result<Thawed> {
-        self.backbone.thaw()
-    }
-
-    fn with_weights(&self, weights: &State) -> Result<Arc<dyn Backbone>> {
-        self.backbone.with_weights(weights)
-    }
-
     fn query_batch(&self, batch: &Batch) -> Result<Tensor> {
         let rows = match batch.plain {
             true => self.rows(batch),

@@ -57,6 +57,8 @@ pub struct Watch<'a> {
     pub log: String,
     /// Where checkpoints are written, if they are.
     pub keeper: Option<Keeper>,
+    /// Who else is told of everything.
+    pub others: Vec<Box<dyn Observer + 'a>>,
 }
 
 impl<'a> Watch<'a> {
@@ -81,6 +83,7 @@ impl<'a> Watch<'a> {
             times: Vec::new(),
             log: String::new(),
             keeper: None,
+            others: Vec::new(),
         }
     }
 
@@ -169,6 +172,9 @@ impl Observer for Watch<'_> {
         if self.stop.load(Ordering::SeqCst) && !kept {
             self.bar.finish_and_clear();
             return Err(Error::Interrupted);
+        }
+        for other in &mut self.others {
+            other.on(event)?;
         }
         let of = self.stream.tasks.len();
         match event {

@@ -5,6 +5,8 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "cli/browser.rs"]
+mod browser;
 #[path = "cli/dry.rs"]
 mod dry;
 #[path = "cli/features.rs"]
@@ -17,10 +19,14 @@ mod input;
 mod lab;
 #[path = "cli/learned.rs"]
 mod learned;
+#[path = "cli/live.rs"]
+mod live;
 #[path = "cli/look.rs"]
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/page.rs"]
+mod page;
 #[path = "cli/recipes.rs"]
 mod recipes;
 #[path = "cli/record.rs"]
@@ -33,6 +39,8 @@ mod same;
 mod scenario;
 #[path = "cli/sweep.rs"]
 mod sweep;
+#[path = "cli/tensorboard.rs"]
+mod tensorboard;
 #[path = "cli/threads.rs"]
 mod threads;
 #[path = "cli/weights.rs"]

@@ -8,6 +8,7 @@
 //! There are no files, images or network in this crate.
 
 pub mod backbone;
+pub mod classes;
 mod cumulative;
 pub mod error;
 pub mod method;
@@ -26,6 +27,7 @@ pub mod train;
 pub mod usage;
 
 pub use backbone::{Backbone, Features, Frozen, Spec, Thawed};
+pub use classes::ClassAccuracy;
 pub use error::{Error, Result};
 pub use method::{Method, Progress, State};
 pub use metrics::{AccuracyMatrix, Metrics};

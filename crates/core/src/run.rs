@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{D, Tensor};
 
+use crate::classes::ClassAccuracy;
 use crate::error::{Error, Result};
 use crate::method::Method;
 use crate::metrics::AccuracyMatrix;
@@ -22,7 +23,7 @@ pub struct RunOptions {
 }
 
 /// What a run tells whoever watches it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
     /// A task begins.
     TaskBegin(&'a TaskInfo),
@@ -77,6 +78,8 @@ impl Observer for () {
 pub struct Outcome {
     /// Accuracy of each session on each task seen.
     pub accuracy: AccuracyMatrix,
+    /// The same class by class.
+    pub classes: ClassAccuracy,
     /// Every test image after the last task.
     pub predictions: Vec<Prediction>,
     /// What it took, in counts that do not depend on the machine.
@@ -135,7 +138,10 @@ pub fn go_on(
 
         let last = at.task() + 1 == stream.tasks.len();
         let (mut row, mut counts, mut tallies) = (Vec::new(), Vec::new(), Vec::new());
+        at.classes.open(stream.classes());
         for seen in evaluated(stream, at.task()) {
+            // A domain that is looked at ahead of its session does not count in this one's.
+            let learned = seen.info.index <= task.info.index;
             let keep = last.then_some(&mut predictions);
             let among = match stream.scenario {
                 Scenario::TaskIncremental => Some(&seen.info.classes),
@@ -145,7 +151,12 @@ pub fn go_on(
                 among,
                 known: &known,
             };
-            let seen = evaluate(method, seen, choice, options.eval_batch, keep, watch)?;
+            let classes = learned.then_some(&mut at.classes);
+            let kept = Kept {
+                predictions: keep,
+                classes,
+            };
+            let seen = evaluate(method, seen, choice, options.eval_batch, kept, watch)?;
             at.cost.images_evaluated += seen.images as u64;
             row.push(100.0 * seen.hits as f64 / seen.images as f64);
             counts.push(seen.images);
@@ -166,6 +177,7 @@ pub fn go_on(
     at.cost.trainable_parameters = method.trainable() as u64;
     Ok(Outcome {
         accuracy: at.accuracy,
+        classes: at.classes,
         predictions,
         cost: at.cost,
         pools: at.pools,
@@ -255,6 +267,14 @@ fn observe(
     watch.keep(at, method)
 }
 
+/// What is kept of each image.
+struct Kept<'a> {
+    /// After the last task.
+    predictions: Option<&'a mut Vec<Prediction>>,
+    /// Of tasks that are learned.
+    classes: Option<&'a mut ClassAccuracy>,
+}
+
 /// One task's test set.
 #[derive(Default)]
 struct Evaluated {
@@ -269,7 +289,7 @@ fn evaluate(
     task: &Task,
     choice: Choosable<'_>,
     batch_size: usize,
-    mut keep: Option<&mut Vec<Prediction>>,
+    mut keep: Kept<'_>,
     watch: &mut dyn Observer,
 ) -> Result<Evaluated> {
     let mut seen = Evaluated::default();
@@ -279,9 +299,13 @@ fn evaluate(
         seen.tally.add(&method.choices(&batch)?)?;
         let (labels, values) = best(&scores, choice, &task.info)?;
         for i in 0..batch.len() {
-            seen.hits += usize::from(labels[i] == batch.labels[i]);
-            if let Some(keep) = keep.as_deref_mut() {
-                keep.push(Prediction {
+            let right = labels[i] == batch.labels[i];
+            seen.hits += usize::from(right);
+            if let Some(classes) = keep.classes.as_deref_mut() {
+                classes.count(batch.labels[i], right);
+            }
+            if let Some(predictions) = keep.predictions.as_deref_mut() {
+                predictions.push(Prediction {
                     image: task.test.image_name(batch.ids[i]),
                     label: batch.labels[i],
                     predicted: labels[i],

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::classes::ClassAccuracy;
 use crate::metrics::AccuracyMatrix;
 use crate::report::Cost;
 use crate::task::{Stream, TaskInfo};
@@ -20,6 +21,8 @@ pub struct Standing {
     pub passes: u64,
     /// Accuracies of the tasks that are over.
     pub accuracy: AccuracyMatrix,
+    /// The same class by class.
+    pub classes: ClassAccuracy,
     /// Counts so far.
     pub cost: Cost,
     /// Use of pools so far.

@@ -72,14 +72,16 @@ pub fn precisions() -> Vec<&'static str> {
 }
 
 /// The files of a finished run; `pools.svg` comes to them for the methods of [`POOLS`].
-pub const RECORD: [&str; 9] = [
+pub const RECORD: [&str; 11] = [
     "accuracy.csv",
+    "classes.csv",
     "config.toml",
     "curve.svg",
     "log.txt",
     "matrix.svg",
     "params.safetensors",
     "predictions.csv",
+    "report.html",
     "report.json",
     "timing.json",
 ];

@@ -323,7 +323,7 @@ fn check_tables_and_pictures(lab: &Lab, method: &str, report: &Value) {
 fn several_seeds_leave_a_directory_each_and_a_summary() {
     let lab = Lab::new();
     let said = lab.run("l2p", "many", "--seeds 1,2,5");
-    let expected = ["seed-1", "seed-2", "seed-5", "summary.json"];
+    let expected = ["report.html", "seed-1", "seed-2", "seed-5", "summary.json"];
     assert_eq!(lab.names("many").into_iter().collect::<Vec<_>>(), expected);
     for part in [
         "mean",

@@ -4,9 +4,10 @@ use std::fs;
 
 use crate::lab::Lab;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "report.json",
     "predictions.csv",
+    "classes.csv",
     "accuracy.csv",
     "params.safetensors",
 ];

@@ -36,6 +36,7 @@ fn the_number_of_threads_changes_no_byte() {
                 "report.json",
                 "predictions.csv",
                 "accuracy.csv",
+                "classes.csv",
                 "params.safetensors",
             ] {
                 let one = lab.read(&format!("{out}-1/{file}"));
