@@ -2,7 +2,6 @@
 
 mod file;
 mod lanes;
-mod paired;
 mod result;
 
 use std::collections::BTreeMap;
@@ -195,6 +194,7 @@ impl Job {
         Done {
             variant: self.cell.variant.clone(),
             seed: self.cell.seed,
+            digest: self.digest.clone(),
             report,
             seconds,
         }
