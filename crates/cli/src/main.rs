@@ -1,6 +1,7 @@
 //! The `candlewick` command.
 
 mod checkpoint;
+mod compare;
 mod data;
 mod demo;
 mod features;
@@ -67,6 +68,8 @@ enum Command {
     },
     /// Make one model of several with the same parameters
     Merge(merge::MergeArgs),
+    /// Put any runs and published results into one table, and mark what may not be compared
+    Compare(compare::CompareArgs),
     /// Show one run, or put several side by side and say whether they may be compared
     Report {
         /// Run directories
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         Command::Methods { compat: false } => methods(),
         Command::Methods { compat: true } => switches(),
         Command::Merge(args) => merge::merge(&args),
+        Command::Compare(args) => compare::compare(&args),
         Command::Report { dirs } => report(&dirs),
     };
     let Err(error) = result else {

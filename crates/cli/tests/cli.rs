@@ -5,6 +5,8 @@
 // Clippy's leave for tests does not reach the helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "cli/compare.rs"]
+mod compare;
 #[path = "cli/dry.rs"]
 mod dry;
 #[path = "cli/features.rs"]
