@@ -1,6 +1,7 @@
 //! The `candlewick` command.
 
 mod checkpoint;
+mod compare;
 mod data;
 mod demo;
 mod features;
@@ -70,6 +71,8 @@ enum Command {
     },
     /// Make one model of several with the same parameters
     Merge(merge::MergeArgs),
+    /// Put any runs and published results into one table, and mark what may not be compared
+    Compare(compare::CompareArgs),
     /// Make the page of a run anew, or one page of several runs
     Page(page::PageArgs),
     /// Show one run, or put several side by side and say whether they may be compared
@@ -116,6 +119,7 @@ fn main() -> ExitCode {
         Command::Methods { compat: false } => methods(),
         Command::Methods { compat: true } => switches(),
         Command::Merge(args) => merge::merge(&args),
+        Command::Compare(args) => compare::compare(&args),
         Command::Page(args) => page::page(&args),
         Command::Report { dirs } => report(&dirs),
     };

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use candlewick_compare::differences;
 use candlewick_core::Report;
-use candlewick_core::report::differences;
 use candlewick_data::{Parts, Source, demo};
 use candlewick_page::{Difference, Page, Run};
 

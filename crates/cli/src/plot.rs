@@ -1,14 +1,14 @@
 //! The pictures of a run directory.
 
 use anyhow::{Result, anyhow};
+use candlewick_compare::style::{FRAME, GRID, INK, LINES, centred, text};
 use candlewick_core::report::Spread;
 use candlewick_core::{PoolUse, Report};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-const MICRO: RGBColor = RGBColor(31, 119, 180);
-const MACRO: RGBColor = RGBColor(255, 127, 14);
-const INK: RGBColor = RGBColor(60, 60, 60);
+const MICRO: RGBColor = LINES[0];
+const MACRO: RGBColor = LINES[1];
 
 /// Accuracy on all classes seen, after each task.
 pub fn curve(report: &Report) -> Result<String> {
@@ -54,7 +54,7 @@ fn draw_curve(report: &Report, svg: &mut String) -> Drawn {
     let most = seen.last().copied().unwrap_or(1.0);
     let title = format!("{} on {}", report.method, report.fingerprint.backbone);
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18).into_font().color(&INK))
+        .caption(title, text(18))
         .margin(14)
         .x_label_area_size(42)
         .y_label_area_size(52)
@@ -65,10 +65,10 @@ fn draw_curve(report: &Report, svg: &mut String) -> Drawn {
         .y_desc("accuracy on them, %")
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
-        .axis_desc_style(("sans-serif", 14).into_font().color(&INK))
-        .label_style(("sans-serif", 12).into_font().color(&INK))
+        .axis_desc_style(text(14))
+        .label_style(text(12))
         .light_line_style(WHITE)
-        .bold_line_style(RGBColor(225, 225, 225))
+        .bold_line_style(GRID)
         .draw()?;
     let accuracy = &report.session_accuracy;
     let same = accuracy
@@ -93,8 +93,8 @@ fn draw_curve(report: &Report, svg: &mut String) -> Drawn {
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerLeft)
         .background_style(WHITE.mix(0.8))
-        .border_style(RGBColor(200, 200, 200))
-        .label_font(("sans-serif", 13).into_font().color(&INK))
+        .border_style(FRAME)
+        .label_font(text(13))
         .draw()?;
     root.present()?;
     Ok(())
@@ -113,10 +113,7 @@ fn draw_spreads(title: &str, rows: &[(String, Spread)], svg: &mut String) -> Dra
     // The first row on top.
     let place = |i: usize| last - 1.0 - i as f64;
     let mut chart = ChartBuilder::on(&root)
-        .caption(
-            format!("{title}, %"),
-            ("sans-serif", 16).into_font().color(&INK),
-        )
+        .caption(format!("{title}, %"), text(16))
         .margin(14)
         .x_label_area_size(30)
         .y_label_area_size(320)
@@ -127,9 +124,9 @@ fn draw_spreads(title: &str, rows: &[(String, Spread)], svg: &mut String) -> Dra
         .disable_y_axis()
         .y_labels(0)
         .x_label_formatter(&|x| format!("{x:.0}"))
-        .label_style(("sans-serif", 12).into_font().color(&INK))
+        .label_style(text(12))
         .light_line_style(WHITE)
-        .bold_line_style(RGBColor(225, 225, 225))
+        .bold_line_style(GRID)
         .draw()?;
     for (i, (_, spread)) in rows.iter().enumerate() {
         let y = place(i);
@@ -143,7 +140,7 @@ fn draw_spreads(title: &str, rows: &[(String, Spread)], svg: &mut String) -> Dra
         chart.draw_series([Circle::new((spread.mean, y), 4, MICRO.filled())])?;
     }
     let right = Pos::new(HPos::Right, VPos::Center);
-    let style = ("sans-serif", 12).into_font().color(&INK).pos(right);
+    let style = text(12).pos(right);
     for (i, (label, spread)) in rows.iter().enumerate() {
         let (_, y) = chart.backend_coord(&(spread.mean, place(i)));
         root.draw(&Text::new(label.clone(), (322, y), style.clone()))?;
@@ -160,10 +157,7 @@ fn draw_matrix(report: &Report, svg: &mut String) -> Drawn {
     let size = (size.0.max(360) as u32, size.1 as u32);
     let root = SVGBackend::with_string(svg, size).into_drawing_area();
     root.fill(&WHITE)?;
-    let centred = Pos::new(HPos::Center, VPos::Center);
-    let text =
-        |size: i32, colour: &RGBColor| ("sans-serif", size).into_font().color(colour).pos(centred);
-    let heading = ("sans-serif", 15).into_font().color(&INK);
+    let heading = text(15);
     let title = format!(
         "{}: accuracy in % on task (column) after task (row)",
         report.method
@@ -176,12 +170,12 @@ fn draw_matrix(report: &Report, svg: &mut String) -> Drawn {
         root.draw(&Text::new(
             number.clone(),
             (left + middle, top - 12),
-            text(label, &INK),
+            centred(label, &INK),
         ))?;
         root.draw(&Text::new(
             number,
             (left - 16, top + middle),
-            text(label, &INK),
+            centred(label, &INK),
         ))?;
     }
     for (t, row) in report.accuracy_matrix.iter().enumerate() {
@@ -195,7 +189,7 @@ fn draw_matrix(report: &Report, svg: &mut String) -> Drawn {
                 true => format!("{accuracy:.1}"),
                 false => format!("{accuracy:.0}"),
             };
-            root.draw(&Text::new(number, at, text(label, &ink)))?;
+            root.draw(&Text::new(number, at, centred(label, &ink)))?;
         }
     }
     root.present()?;
@@ -220,10 +214,9 @@ fn draw_pools(report: &Report, svg: &mut String) -> Drawn {
         "{}: what test images of a task (row) take of a pool's entries (column)",
         report.method
     );
-    let heading = ("sans-serif", 15).into_font().color(&INK);
+    let heading = text(15);
     root.draw(&Text::new(title, (12, 12), heading))?;
-    let small = ("sans-serif", height.min(12)).into_font().color(&INK);
-    let centred = small.pos(Pos::new(HPos::Center, VPos::Center));
+    let centred = centred(height.min(12), &INK);
     for (n, pool) in report.pools.iter().enumerate() {
         let y0 = top + panel * n as i32;
         let last = |values: &[f64]| values.last().copied().unwrap_or(0.0);
@@ -235,7 +228,7 @@ fn draw_pools(report: &Report, svg: &mut String) -> Drawn {
             if pool.collapsed { ", collapsed" } else { "" },
             last(&pool.similarity),
         );
-        let line_style = ("sans-serif", 13).into_font().color(&INK);
+        let line_style = text(13);
         root.draw(&Text::new(line, (12, y0 + 6), line_style))?;
         for m in (0..entries(pool)).filter(|m| width >= 16 || (m + 1) % 10 == 0) {
             let at = (left + m * width + width / 2, y0 + head - 8);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
-use candlewick_core::report::{class_order_hash, hex};
+use candlewick_core::report::{NUMERICS, class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source, demo};
 use candlewick_methods::{Extent, MethodConfig};
@@ -182,6 +182,7 @@ impl Plan {
             split: split_hash(&self.parts),
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
+            numerics: Some(NUMERICS),
             device: self.recipe.device.clone(),
             dtype: loaded.vit.precision().name().into(),
             seed: self.recipe.seed,

@@ -6,8 +6,9 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use candlewick_core::report::SCHEMA;
+use anyhow::{Context as _, Result, bail};
+pub use candlewick_compare::REPORT;
+pub use candlewick_compare::SUMMARY;
 use candlewick_core::{Outcome, Report, State, Stream, Summary, Task};
 use candlewick_data::Source;
 use candlewick_page::Run;
@@ -21,10 +22,6 @@ use crate::plot;
 use crate::tensorboard::Board;
 use crate::watch::TaskTime;
 
-/// Written last.
-pub const REPORT: &str = "report.json";
-/// Written behind the runs of several seeds.
-pub const SUMMARY: &str = "summary.json";
 /// What the method has learned.
 pub const PARAMS: &str = "params.safetensors";
 
@@ -237,44 +234,7 @@ pub fn write_summary(dir: &Path, summary: &Summary) -> Result<()> {
 
 /// Reads the report of a run directory, or the file itself.
 pub fn read_report(path: &Path) -> Result<Report> {
-    let file = match path.is_dir() {
-        true => path.join(REPORT),
-        false => path.to_owned(),
-    };
-    if !path.exists() {
-        bail!("{}: there is no such run directory", path.display());
-    }
-    if path.is_dir() && !file.exists() {
-        if path.join(SUMMARY).exists() {
-            bail!(
-                "{}: holds several seeds; name the directories inside it",
-                path.display()
-            );
-        }
-        bail!(
-            "{}: no {REPORT} in it; the run did not end, or this is no run directory",
-            path.display()
-        );
-    }
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    #[derive(serde::Deserialize)]
-    struct Head {
-        schema: u32,
-    }
-    if let Ok(Head { schema }) = serde_json::from_str(&text)
-        && schema != SCHEMA
-    {
-        bail!(
-            "{}: a report of schema {schema}, expected {SCHEMA}; read it with the candlewick that wrote it",
-            file.display()
-        );
-    }
-    serde_json::from_str(&text).map_err(|e| {
-        anyhow!(
-            "{}: not a report of this version of candlewick: {e}",
-            file.display()
-        )
-    })
+    Ok(candlewick_compare::read_report(path)?)
 }
 
 /// A folder for what is written by others, to be renamed.

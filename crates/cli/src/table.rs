@@ -1,6 +1,7 @@
 //! Tables on the terminal.
 
-use candlewick_core::report::{differences, short};
+use candlewick_compare::differences;
+use candlewick_core::report::short;
 use candlewick_core::{Report, Summary};
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -116,8 +117,12 @@ pub fn single(report: &Report) -> String {
         short(&f.class_order)
     );
     text += &format!(
-        "             candlewick {}  {} {}  seed {}\n",
-        f.code, f.device, f.dtype, f.seed
+        "             candlewick {}  numerics {}  {} {}  seed {}\n",
+        f.code,
+        f.numerics.map_or("not known".into(), |n| n.to_string()),
+        f.device,
+        f.dtype,
+        f.seed
     );
     for pool in &report.pools {
         let last = |values: &[f64]| values.last().copied().unwrap_or(0.0);

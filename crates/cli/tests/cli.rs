@@ -7,6 +7,8 @@
 
 #[path = "cli/browser.rs"]
 mod browser;
+#[path = "cli/compare.rs"]
+mod compare;
 #[path = "cli/dry.rs"]
 mod dry;
 #[path = "cli/features.rs"]

@@ -13,6 +13,11 @@ use crate::usage::PoolUse;
 /// Raised when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
 
+/// What the numbers of this version are of. Raised by hand, in the commit that does it, whenever the same recipe and seed come to
+/// give other accuracies than before: by other rounding, another order of draws, or a mistake put right. Versions that share
+/// it may be compared.
+pub const NUMERICS: u32 = 1;
+
 /// One test image after the last task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
@@ -64,6 +69,9 @@ pub struct Fingerprint {
     pub class_order: String,
     /// Version of candlewick.
     pub code: String,
+    /// [`NUMERICS`] of that version; `None` in reports that are older than the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numerics: Option<u32>,
     /// Where tensors lived.
     pub device: String,
     /// The numbers that the frozen backbone multiplied: `f32` or `bf16`, what `auto` was resolved to.
@@ -188,51 +196,6 @@ impl Report {
             test_images: self.tasks.iter().map(|t| t.test_images).collect(),
         }
     }
-}
-
-/// A fact in which reports differ, and what each says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// Field of the fingerprint.
-    pub field: &'static str,
-    /// True when the numbers may not be compared because of it.
-    pub incomparable: bool,
-    /// One value per report.
-    pub values: Vec<String>,
-}
-
-/// Where the fingerprints of `reports` differ. Seed, method switches, code and device are named but do
-/// not forbid comparison; weights, preprocessing, split and class order do.
-pub fn differences(reports: &[&Report]) -> Vec<Difference> {
-    type Field = (&'static str, bool, fn(&Report) -> String);
-    let fields: [Field; 12] = [
-        ("weights", true, |r| short(&r.fingerprint.weights)),
-        ("depth", true, |r| r.fingerprint.depth.to_string()),
-        ("preprocess", true, |r| short(&r.fingerprint.preprocess)),
-        ("split", true, |r| short(&r.fingerprint.split)),
-        ("class_order", true, |r| short(&r.fingerprint.class_order)),
-        ("dtype", true, |r| r.fingerprint.dtype.clone()),
-        ("schema", true, |r| r.schema.to_string()),
-        ("skipped images", true, |r| {
-            r.cost.images_skipped.to_string()
-        }),
-        ("compat", true, |r| r.fingerprint.compat.join(" ")),
-        ("device", false, |r| r.fingerprint.device.clone()),
-        ("code", false, |r| r.fingerprint.code.clone()),
-        ("seed", false, |r| r.fingerprint.seed.to_string()),
-    ];
-    let mut found = Vec::new();
-    for (field, incomparable, get) in fields {
-        let values: Vec<String> = reports.iter().map(|r| get(r)).collect();
-        if values.windows(2).any(|pair| pair[0] != pair[1]) {
-            found.push(Difference {
-                field,
-                incomparable,
-                values,
-            });
-        }
-    }
-    found
 }
 
 /// The first twelve digits of a hash.

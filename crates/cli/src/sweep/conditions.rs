@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use candlewick_compare::differences;
 use candlewick_core::Report;
-use candlewick_core::report::{differences, short};
+use candlewick_core::report::short;
 use candlewick_data::Order;
 use toml::Table;
 

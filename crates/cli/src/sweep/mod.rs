@@ -3,7 +3,6 @@
 mod conditions;
 mod file;
 mod lanes;
-mod paired;
 mod result;
 mod rows;
 
@@ -198,6 +197,7 @@ impl Job {
             variant: self.cell.variant.clone(),
             seed: self.cell.seed,
             told: Told::of(&self.cell.recipe, &report),
+            digest: self.digest.clone(),
             report,
             seconds,
         }

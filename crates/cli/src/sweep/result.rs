@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use candlewick_compare::paired::p_value;
 use candlewick_core::metrics::{mean, std_dev};
 use candlewick_core::report::{Spread, hex};
 use candlewick_core::{Report, report};
@@ -11,7 +12,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::conditions::{self, Told};
 use super::file::Variant;
-use super::paired::p_value;
 use crate::record::write_whole;
 use crate::{plot, table};
 
@@ -23,6 +23,8 @@ pub struct Done {
     pub variant: Variant,
     pub seed: u64,
     pub told: Told,
+    /// The name of its file among the cells.
+    pub digest: String,
     pub report: Report,
     pub seconds: f64,
 }
@@ -100,6 +102,8 @@ pub struct Row {
     /// In the order of tables.
     pub metrics: Vec<Metric>,
     pub trainable_parameters: u64,
+    /// The files of `cells/`, in the order of the seeds.
+    cells: Vec<String>,
     /// Which table it stands in.
     #[serde(skip)]
     table: usize,
@@ -250,6 +254,7 @@ impl Row {
             settings: variant.settings.clone(),
             metrics: metrics.collect(),
             trainable_parameters: first.report.cost.trainable_parameters,
+            cells: done.iter().map(|d| d.digest.clone()).collect(),
         }
     }
 }
