@@ -66,7 +66,7 @@ pub fn demo(args: &DemoArgs) -> Result<()> {
         dirs.push(dir.path().to_owned());
         started = Instant::now();
     }
-    page::several(&dirs, &out.join(page::PAGE))?;
+    page::several(&dirs, &dirs, &out.join(page::PAGE))?;
     let names: Vec<String> = RECIPES.iter().map(|(name, _)| (*name).to_owned()).collect();
     let table = table::side_by_side(&names, &reports.iter().collect::<Vec<_>>());
     print(&format!(

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use candlewick_compare::differences;
+use candlewick_compare::{Comparison, differences, format};
 use candlewick_core::Report;
 use candlewick_data::{Parts, Source, demo};
 use candlewick_page::{Difference, Page, Run};
@@ -38,7 +38,7 @@ pub fn page(args: &PageArgs) -> Result<()> {
         _ => PathBuf::from(PAGE),
     };
     let out = args.out.clone().unwrap_or(place);
-    several(&dirs, &out)?;
+    several(&args.runs, &dirs, &out)?;
     print(&format!("The page is {}\n", out.display()))
 }
 
@@ -62,8 +62,9 @@ fn seeds(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.collect())
 }
 
-/// One page of finished runs, from what they have left.
-pub fn several(dirs: &[PathBuf], out: &Path) -> Result<()> {
+/// One page of finished runs, from what they have left. `places` are what is compared in it, single runs or folders of several
+/// seeds; `dirs` are the runs themselves.
+pub fn several(places: &[PathBuf], dirs: &[PathBuf], out: &Path) -> Result<()> {
     let (mut runs, mut reports) = (Vec::new(), Vec::new());
     for (dir, name) in dirs.iter().zip(names(dirs)) {
         let (run, report) = read(dir, &name)?;
@@ -84,13 +85,26 @@ pub fn several(dirs: &[PathBuf], out: &Path) -> Result<()> {
         "Runs side by side",
         &runs.iter().collect::<Vec<_>>(),
         &reports.iter().collect::<Vec<_>>(),
+        side_by_side(places)?,
     );
     record::write_whole(folder, out, html.as_bytes())
         .with_context(|| format!("{}: not written", out.display()))
 }
 
+/// What `candlewick compare` says of them, where there are several.
+fn side_by_side(places: &[PathBuf]) -> Result<Option<String>> {
+    let mut entries = Vec::new();
+    for place in places {
+        entries.extend(candlewick_compare::read(place)?);
+    }
+    if entries.len() < 2 {
+        return Ok(None);
+    }
+    Ok(Some(format::html(&Comparison::new(entries)?)))
+}
+
 /// The page of these runs, with the differences of their reports.
-pub fn html(title: &str, runs: &[&Run], reports: &[&Report]) -> String {
+pub fn html(title: &str, runs: &[&Run], reports: &[&Report], comparison: Option<String>) -> String {
     let found = differences(reports).into_iter();
     let differences: Vec<Difference> = found
         .map(|d| Difference {
@@ -102,6 +116,7 @@ pub fn html(title: &str, runs: &[&Run], reports: &[&Report]) -> String {
         title,
         runs,
         differences: Some(&differences),
+        comparison,
         ..Page::default()
     };
     page.html()

@@ -173,7 +173,7 @@ impl RunDir {
         run.classes(&classes)?;
         run.timing(&String::from_utf8_lossy(&times))?;
         page::pictures(&mut run, images);
-        let html = page::html("", &[&run], &[report]);
+        let html = page::html("", &[&run], &[report], None);
         self.write(PAGE, html.as_bytes())?;
         self.write(REPORT, &text)?;
         remove(&self.path.join(CHECKPOINT))?;

@@ -170,7 +170,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     live.into_iter().for_each(Live::end);
     let summary = Summary::new(&reports);
     let dirs: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
-    page::several(&dirs, &out.join(page::PAGE))?;
+    page::several(&[], &dirs, &out.join(page::PAGE))?;
     record::write_summary(&out, &summary)?;
     print(&format!(
         "\n{}\nThe records are in {}\n",

@@ -126,7 +126,12 @@ impl Page<'_> {
                     p class="verdict good" { "Comparable: same weights, preprocessing, split and class order." }
                 }
                 (summary::table(runs, self.differences))
-                @if let Some(fragment) = &self.comparison { (PreEscaped(fragment)) }
+                @if let Some(fragment) = &self.comparison {
+                    details {
+                        summary { "Which differences are more than chance" }
+                        div class="scroll" tabindex="0" role="region" aria-label="The comparison" { (PreEscaped(fragment)) }
+                    }
+                }
             }
             section id="curves" {
                 h2 { "Curves" }
