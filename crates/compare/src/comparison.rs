@@ -10,7 +10,7 @@ use crate::significance::{Test, tests};
 /// Rows that share what an aspect says, or a row whose word on it is not known.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
-    /// Letters, unique in the comparison.
+    /// Letters, unique in the comparison; none for more than half of the rows, so that the few stand out.
     pub mark: String,
     /// What the aspect is for them.
     pub shown: String,
@@ -33,8 +33,8 @@ pub struct Bar {
 
 /// Any runs and published results in one table.
 ///
-/// Where rows are not all alike in something that numbers depend on, they fall into groups, each with a mark. Two numbers may be
-/// compared exactly if they bear the same marks, and none that ends in `?`.
+/// Where rows are not all alike in something that numbers depend on, they fall into groups, each with a mark, or with none if it is
+/// most of the rows. Two numbers may be compared exactly if they bear the same marks, and none that ends in `?`.
 #[derive(Debug, Clone)]
 pub struct Comparison {
     /// In the order given.
@@ -117,6 +117,7 @@ impl Comparison {
         let all = of_row.chain(self.definitions.get(metric));
         all.filter_map(|groups| find(groups, row))
             .map(|group| group.mark.as_str())
+            .filter(|mark| !mark.is_empty())
             .collect()
     }
 
@@ -210,7 +211,9 @@ fn group(facts: &[(usize, Fact)], marks: &mut impl Iterator<Item = String>) -> O
     let known = groups.into_iter().map(|group| (group, true));
     let all = known.chain(unknown.into_iter().map(|group| (group, false)));
     let made = all.map(|((rows, fact), known)| {
-        let mark = marks.next().unwrap_or_default();
+        let most = known && 2 * rows.len() > facts.len();
+        let mark = if most { None } else { marks.next() };
+        let mark = mark.unwrap_or_default();
         Group {
             mark: if known { mark } else { format!("{mark}?") },
             shown: match fact.mixed {
@@ -265,7 +268,13 @@ mod tests {
             rows,
             [(vec![0, 1], true), (vec![2], true), (vec![3], false)]
         );
-        assert_eq!(groups[2].mark, "c?");
+        let marks: Vec<&str> = groups.iter().map(|group| group.mark.as_str()).collect();
+        assert_eq!(marks, ["a", "b", "c?"]);
+        // More than half of the rows need no mark to be told from the rest.
+        let three = group(&facts[..3], &mut (0..).map(letters)).unwrap();
+        let marks: Vec<&str> = three.iter().map(|group| group.mark.as_str()).collect();
+        assert_eq!(marks, ["", "a"]);
+        assert!(bar("weights".into(), &three, 0, 2).is_some());
         assert!(bar("weights".into(), &groups, 3, 3).is_some());
         assert!(bar("weights".into(), &groups, 0, 1).is_none());
         assert!(bar("weights".into(), &groups, 1, 2).is_some());

@@ -118,24 +118,21 @@ fn draw(
         .draw()?;
     let zero = [(0.9, 0.0), (right, 0.0)];
     chart.draw_series(LineSeries::new(zero, BLACK.mix(0.5).stroke_width(1)))?;
-    for (curve, colour) in curves.iter().zip(LINES.iter().cycle()) {
-        let x = |t: usize| t as f64 + 1.0;
-        let points: Vec<(f64, f64)> = curve
-            .mean
-            .iter()
-            .enumerate()
-            .map(|(t, m)| (x(t), *m))
-            .collect();
-        if curve.seeds > 1 {
-            let edge = |sign: f64| {
-                let both = curve.mean.iter().zip(&curve.std).enumerate();
-                both.map(move |(t, (m, s))| (x(t), m + sign * s))
-            };
-            let band: Vec<(f64, f64)> = edge(1.0)
-                .chain(edge(-1.0).collect::<Vec<_>>().into_iter().rev())
-                .collect();
-            chart.draw_series([Polygon::new(band, veil(*colour))])?;
-        }
+    // Bands first, so that no line is under one.
+    let x = |t: usize| t as f64 + 1.0;
+    let coloured = || curves.iter().zip(LINES.iter().cycle());
+    for (curve, colour) in coloured().filter(|(curve, _)| curve.seeds > 1) {
+        let edge = |sign: f64| {
+            let both = curve.mean.iter().zip(&curve.std).enumerate();
+            both.map(move |(t, (m, s))| (x(t), m + sign * s))
+        };
+        let below: Vec<(f64, f64)> = edge(-1.0).collect();
+        let band: Vec<(f64, f64)> = edge(1.0).chain(below.into_iter().rev()).collect();
+        chart.draw_series([Polygon::new(band, veil(*colour))])?;
+    }
+    for (curve, colour) in coloured() {
+        let points = curve.mean.iter().enumerate();
+        let points: Vec<(f64, f64)> = points.map(|(t, m)| (x(t), *m)).collect();
         let entry = &comparison.entries[curve.row];
         let label = match curve.seeds {
             1 => entry.name.clone(),

@@ -12,6 +12,9 @@ use crate::error::Result;
 use crate::paired;
 use crate::predictions::{self, Counts, Hits};
 
+const MICRO: &str = "last_accuracy_micro";
+const MACRO: &str = "last_accuracy_macro";
+
 /// What was tested.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
@@ -131,8 +134,9 @@ pub(crate) fn tests(comparison: &Comparison) -> Result<(Vec<Test>, Vec<String>)>
                 left_out.push(format!("{} and {}: {what}", a + 1, b + 1));
             }
             if pairs.len() > 1 {
-                for metric in &comparison.metrics {
-                    if comparison.bars_in(metric, a, b).is_empty() {
+                for metric in ["average_incremental_accuracy", MICRO, MACRO] {
+                    let twice = metric == MACRO && alike(first) && alike(second);
+                    if !twice && comparison.bars_in(metric, a, b).is_empty() {
                         found.extend(over_seeds(metric, (a, b), &pairs));
                     }
                 }
@@ -152,6 +156,15 @@ pub(crate) fn pairs<'a>(a: &'a Entry, b: &'a Entry) -> Vec<(&'a Run, &'a Run)> {
     let of_b = |x: &'a Run| b.runs.iter().find(|y| seed(y) == seed(x));
     let pairs = a.runs.iter().filter_map(|x| Some((x, of_b(x)?)));
     pairs.collect()
+}
+
+/// Whether micro and macro are one, as where all tasks have as many test images.
+fn alike(entry: &Entry) -> bool {
+    let same = |run: &Run| {
+        let metrics = &run.report.metrics;
+        (metrics.last_accuracy_micro - metrics.last_accuracy_macro).abs() < 1e-9
+    };
+    entry.runs.iter().all(same)
 }
 
 fn over_seeds(metric: &str, (a, b): (usize, usize), pairs: &[(&Run, &Run)]) -> Option<Test> {

@@ -77,6 +77,7 @@ fn escape(text: &str) -> String {
             '±' => out.push_str("$\\pm$"),
             '×' => out.push_str("$\\times$"),
             '−' => out.push_str("$-$"),
+            '–' => out.push_str("--"),
             c if c.is_control() => out.push(' '),
             c => out.push(c),
         }

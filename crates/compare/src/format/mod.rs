@@ -105,7 +105,10 @@ impl Sheet {
             let rows = numbers(&group.rows);
             let shown = &group.shown;
             (
-                group.mark.clone(),
+                match group.mark.is_empty() {
+                    true => "unmarked".into(),
+                    false => group.mark.clone(),
+                },
                 format!("{}: {shown} (row {rows})", mark.field),
             )
         });
@@ -117,7 +120,7 @@ impl Sheet {
                     "Comparable: same weights, preprocessing, split, class order, metrics, rules, precision and numerics."
                 }
                 (_, false) => {
-                    "NOT ALL COMPARABLE. Two numbers may be compared only if they bear the same marks, and none that ends in `?`:"
+                    "NOT ALL COMPARABLE. Two numbers may be compared only if they bear the same marks or none, and no mark that ends in `?`:"
                 }
             },
             legend: legend.collect(),
@@ -134,10 +137,16 @@ impl Sheet {
     }
 }
 
-/// Rows counted from 1.
+/// Rows counted from 1, three and more in a row as a span.
 fn numbers(rows: &[usize]) -> String {
-    let rows: Vec<String> = rows.iter().map(|row| (row + 1).to_string()).collect();
-    rows.join(", ")
+    let spans = rows.chunk_by(|a, b| a + 1 == *b).map(|span| match span {
+        [first, _, .., last] => format!("{}–{}", first + 1, last + 1),
+        few => {
+            let few: Vec<String> = few.iter().map(|row| (row + 1).to_string()).collect();
+            few.join(", ")
+        }
+    });
+    spans.collect::<Vec<_>>().join(", ")
 }
 
 fn test(test: &Test) -> [String; 5] {
@@ -158,7 +167,7 @@ fn test(test: &Test) -> [String; 5] {
         }
     };
     let p = |p: f64| match p < 0.00005 {
-        true => "< 0.0001".to_owned(),
+        true => format!("{p:.0e}"),
         false => format!("{p:.4}"),
     };
     let rows = format!("{}, {}", test.a + 1, test.b + 1);

@@ -68,9 +68,7 @@ fn latex_has_nothing_that_it_would_read() {
     // As many columns as the head says, in every row.
     let body = text.split("\\toprule\n").nth(1).unwrap();
     let rows = body.lines().filter(|line| line.ends_with(" \\\\"));
-    let counts: Vec<usize> = rows
-        .map(|row| row.matches(" & ").count() - row.matches("\\& ").count())
-        .collect();
+    let counts: Vec<usize> = rows.map(|row| row.matches(" & ").count()).collect();
     assert_eq!(counts, [8; 3], "{text}");
 }
 
