@@ -21,6 +21,9 @@ mod learned;
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
+#[allow(dead_code)]
+#[path = "../../sets/tests/sets/pack.rs"]
+mod pack;
 #[path = "cli/record.rs"]
 mod record;
 #[path = "cli/resume.rs"]
@@ -29,6 +32,12 @@ mod resume;
 mod same;
 #[path = "cli/scenario.rs"]
 mod scenario;
+// Of both, other tests need more.
+#[allow(dead_code)]
+#[path = "../../sets/tests/sets/server.rs"]
+mod server;
+#[path = "cli/sets.rs"]
+mod sets;
 #[path = "cli/sweep.rs"]
 mod sweep;
 #[path = "cli/threads.rs"]
