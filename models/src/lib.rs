@@ -17,14 +17,12 @@
 #![doc = include_str!("../README.md")]
 
 mod card;
-mod checksum;
 mod config;
 mod error;
 mod format;
-mod hub;
 mod resolve;
 
+pub use candlewick_hub::{self as hub, DEFAULT_ENDPOINT, HubConfig, Progress};
 pub use card::{Card, Interpolation, Layout, Preprocess, Resize, find, list};
 pub use error::{Error, Result};
-pub use hub::{DEFAULT_ENDPOINT, HubConfig};
-pub use resolve::{Located, Options, Origin, Progress, Weights, resolve, resolve_card};
+pub use resolve::{Located, Options, Origin, Weights, resolve, resolve_card};

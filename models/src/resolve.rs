@@ -4,24 +4,12 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candlewick_hub::{self as hub, HubConfig, Progress, Wanted, checksum};
+
 use crate::card::{self, Card, Layout};
-use crate::checksum;
 use crate::config::{self, Facts};
 use crate::error::{Error, Result};
 use crate::format::{Format, named_like_a_pickle, sniff};
-use crate::hub::{self, HubConfig, Wanted};
-
-/// Told how far a download is. Any `Fn(&str, u64, Option<u64>)` will do.
-pub trait Progress {
-    /// `done` of `total` bytes of `file` are here. `done` starts above zero when a download is resumed.
-    fn update(&self, file: &str, done: u64, total: Option<u64>);
-}
-
-impl<F: Fn(&str, u64, Option<u64>)> Progress for F {
-    fn update(&self, file: &str, done: u64, total: Option<u64>) {
-        self(file, done, total);
-    }
-}
 
 /// How to resolve.
 #[derive(Clone)]
@@ -284,20 +272,24 @@ fn from_hub(id: &str, options: &Options<'_>) -> Result<Located> {
             match hub::fetch(&options.hub, &want, None) {
                 Ok(found) => Some(config::preprocess(&found.path)?),
                 // It is asked for before the weights, so where they are cached and it is not, there is none.
-                Err(Error::NotFound { .. } | Error::Offline { .. } | Error::Network { .. }) => None,
-                Err(error) => return Err(error),
+                Err(
+                    hub::Error::NotFound { .. }
+                    | hub::Error::Offline { .. }
+                    | hub::Error::Network { .. },
+                ) => None,
+                Err(error) => return Err(error.into()),
             }
         }
     };
     let found = from_repo(repo, revision, Some(&config.commit), file, None, options);
     let (path, sha256, origin) = found.map_err(|error| match error {
-        Error::NotFound { what, repo, revision, file, endpoint } => Error::NotFound {
+        Error::Hub(hub::Error::NotFound { what, repo, revision, file, endpoint }) => Error::Hub(hub::Error::NotFound {
             what: format!("{what}; a repository that has only pytorch_model.bin must be converted to safetensors first"),
             repo,
             revision,
             file,
             endpoint,
-        },
+        }),
         other => other,
     })?;
     let mut card = bare_card(id, file, facts);

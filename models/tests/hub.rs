@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use candlewick_models::{Error, HubConfig, Layout, Options, Origin, Resize, Weights, resolve};
+use candlewick_models::{Error, HubConfig, Layout, Options, Origin, Resize, Weights, hub, resolve};
 use server::{COMMIT, ETAG_OF_CONFIG, Hub, Server};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -196,7 +196,10 @@ fn a_server_without_ranges_is_started_over_and_given_up_on_when_it_keeps_breakin
         ..Setup::hub()
     });
     let error = resolve(ID, &setup.options()).unwrap_err();
-    assert!(matches!(error, Error::Cut { done: 50_000, .. }), "{error}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::Cut { done: 50_000, .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("run again"), "{error}");
 }
 
@@ -206,7 +209,10 @@ fn a_damaged_half_is_thrown_away_and_the_next_run_succeeds() {
     fs::create_dir_all(setup.repo().join("blobs")).unwrap();
     fs::write(setup.blob().with_extension("incomplete"), vec![0; 5000]).unwrap();
     let error = resolve(ID, &setup.options()).unwrap_err();
-    assert!(matches!(error, Error::HashMismatch { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::HashMismatch { .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains(&sha(&weights())), "{error}");
     assert!(!setup.blob().exists());
     resolve(ID, &setup.options()).unwrap();
@@ -231,7 +237,10 @@ fn what_was_fetched_first_is_what_is_accepted_later() {
     fs::write(setup.blob(), &changed).unwrap();
     let error = resolve(ID, &setup.options()).unwrap_err();
     let text = error.to_string();
-    assert!(matches!(error, Error::HashMismatch { .. }), "{text}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::HashMismatch { .. })),
+        "{text}"
+    );
     assert!(
         text.contains(&sha(&weights())) && text.contains(&sha(&changed)),
         "{text}"
@@ -239,7 +248,7 @@ fn what_was_fetched_first_is_what_is_accepted_later() {
     assert!(text.contains("checksums.toml"), "{text}");
 
     // As the message advises.
-    let Error::HashMismatch { path, .. } = error else {
+    let Error::Hub(hub::Error::HashMismatch { path, .. }) = error else {
         unreachable!()
     };
     fs::remove_file(path).unwrap();
@@ -275,7 +284,10 @@ fn a_branch_that_moves_stays_at_the_commit_of_first_use() {
         .server
         .change(|hub| *hub.weights.last_mut().unwrap() ^= 1);
     let error = resolve(ID, &setup.options()).unwrap_err();
-    assert!(matches!(error, Error::HashMismatch { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::HashMismatch { .. })),
+        "{error}"
+    );
 }
 
 #[test]
@@ -288,11 +300,11 @@ fn refusals_say_which_key_is_needed() {
     assert!(
         matches!(
             error,
-            Error::Denied {
+            Error::Hub(hub::Error::Denied {
                 status: 401,
                 token_sent: false,
                 ..
-            }
+            })
         ),
         "{error}"
     );
@@ -304,10 +316,10 @@ fn refusals_say_which_key_is_needed() {
     assert!(
         matches!(
             error,
-            Error::Denied {
+            Error::Hub(hub::Error::Denied {
                 token_sent: true,
                 ..
-            }
+            })
         ),
         "{error}"
     );
@@ -357,7 +369,10 @@ fn what_is_missing_is_named() {
     ] {
         let error = resolve(id, &options).unwrap_err();
         let text = error.to_string();
-        assert!(matches!(error, Error::NotFound { .. }), "{text}");
+        assert!(
+            matches!(error, Error::Hub(hub::Error::NotFound { .. })),
+            "{text}"
+        );
         let asked = options
             .revision
             .as_deref()
@@ -386,14 +401,20 @@ fn without_network_a_warm_cache_works_and_a_cold_one_says_what_to_do() {
     let mut options = setup.options();
     options.hub.endpoint = gone;
     let error = resolve(ID, &options).unwrap_err();
-    assert!(matches!(error, Error::Network { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::Network { .. })),
+        "{error}"
+    );
     assert!(
         error.to_string().contains("HF_HUB_OFFLINE=1") && error.to_string().contains("path"),
         "{error}"
     );
 
     let error = resolve(ID, &setup.offline()).unwrap_err();
-    assert!(matches!(error, Error::Offline { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::Offline { .. })),
+        "{error}"
+    );
     assert!(
         error
             .to_string()
@@ -445,7 +466,7 @@ fn a_busy_server_is_asked_again_and_a_broken_one_is_named() {
     });
     let error = resolve(ID, &setup.options()).unwrap_err();
     assert!(
-        matches!(error, Error::Status { status: 503, .. }),
+        matches!(error, Error::Hub(hub::Error::Status { status: 503, .. })),
         "{error}"
     );
 }

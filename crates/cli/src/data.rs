@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use candlewick_core::report::short;
-use candlewick_data::{PRESETS, Parts, Source, demo};
+use candlewick_data::{PRESETS, Parts, Source};
 use clap::Subcommand;
 
 use crate::recipe::Recipe;
-use crate::{prepare, print, record, table};
+use crate::{prepare, print, record, sets, table};
 
 #[derive(Subcommand)]
 pub enum Data {
@@ -25,16 +25,39 @@ pub enum Data {
     },
     /// List the preprocessings that have a name, for `preprocess.preset`
     Presets,
+    /// List the data sets that have a card
+    List,
+    /// Show the card of a data set: sources, sizes, licence, and who divides it how
+    Show {
+        /// Name of a card
+        name: String,
+    },
+    /// Fetch a data set, or say what to download where
+    Fetch {
+        /// Name of a card
+        name: String,
+        /// One of the card's sources [default: the first that a program can fetch]
+        #[arg(long)]
+        source: Option<String>,
+        /// Folder for its files [default: NAME in CANDLEWICK_DATA, or in ./data]
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Hold a data set against its card: files, checksums, numbers of images, and images that are there twice
+    Check {
+        /// Name of a card
+        name: String,
+        /// Where it lies [default: NAME in CANDLEWICK_DATA, or in ./data]
+        #[arg(long, value_name = "PATH")]
+        path: Option<PathBuf>,
+    },
 }
 
 pub fn data(command: &Data) -> Result<()> {
     match command {
         Data::Split { recipe, set, out } => {
             let recipe = Recipe::load(recipe, set)?;
-            let parts = match recipe.folder() {
-                Some(folder) => folder.open().map_err(|e| anyhow!(e.within("data")))?,
-                None => demo()?,
-            };
+            let parts = sets::parts(&recipe)?;
             std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
             for (name, part) in [("train.txt", &parts.train), ("test.txt", &parts.test)] {
                 let path = out.join(name);
@@ -43,6 +66,10 @@ pub fn data(command: &Data) -> Result<()> {
             }
             print(&about(&parts, out))
         }
+        Data::List => sets::list(),
+        Data::Show { name } => sets::show(name),
+        Data::Fetch { name, source, to } => sets::fetch(name, source.as_deref(), to.clone()),
+        Data::Check { name, path } => sets::check(name, path.clone()),
         Data::Presets => {
             let rows = PRESETS.map(|preset| vec![preset.name.to_owned(), preset.what.to_owned()]);
             print(&table::list(&["preset", "who feeds it to what"], rows))

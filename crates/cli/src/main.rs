@@ -19,6 +19,7 @@ mod prepare;
 mod recipe;
 mod record;
 mod run;
+mod sets;
 mod stored;
 mod stream;
 mod sweep;
@@ -55,7 +56,7 @@ enum Command {
     Predict(predict::PredictArgs),
     /// Add a class to a finished run from a folder of images
     Learn(predict::LearnArgs),
-    /// Divide a data set
+    /// Data sets: list, show, fetch and check them, and divide one
     #[command(subcommand)]
     Data(data::Data),
     /// Run three methods on the images and the backbone inside this program

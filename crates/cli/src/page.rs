@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use candlewick_compare::{Comparison, differences, format};
 use candlewick_core::Report;
-use candlewick_data::{Parts, Source, demo};
+use candlewick_data::{Parts, Source};
 use candlewick_page::{Difference, Page, Run};
 
 use crate::prepare::split_hash;
 use crate::print;
 use crate::recipe::Recipe;
 use crate::record::{self, REPORT, SUMMARY};
+use crate::sets;
 
 /// The page of a run directory.
 pub const PAGE: &str = "report.html";
@@ -186,11 +187,7 @@ fn images(config: &Path) -> Option<Parts> {
     if !config.exists() {
         return None;
     }
-    let recipe = Recipe::load(config, &[]).ok()?;
-    match recipe.folder() {
-        Some(folder) => folder.open().ok(),
-        None => demo().ok(),
-    }
+    sets::parts(&Recipe::load(config, &[]).ok()?).ok()
 }
 
 /// Adds thumbnails of the worst images; those that cannot be read are named only.

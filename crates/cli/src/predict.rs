@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candlewick_core::{Split as _, Task, View};
-use candlewick_data::{FolderSource, Source};
+use candlewick_data::{Source, of_paths};
 use serde::Serialize;
 
 use crate::learned::{Added, Learned, next};
@@ -61,7 +61,7 @@ struct Guess<'a> {
 }
 
 pub fn predict(args: &PredictArgs) -> Result<()> {
-    let images = FolderSource::of_paths("", &args.images)?;
+    let images = of_paths("", &args.images)?;
     let learned = Learned::open(&args.run, args.threads, false)?;
     let images: Arc<dyn Source> = Arc::new(images);
     let n = images.len();
@@ -129,7 +129,7 @@ pub fn learn(args: &LearnArgs) -> Result<()> {
     if name.is_empty() {
         bail!("--class: expected a name, found none");
     }
-    let images: Arc<dyn Source> = Arc::new(FolderSource::of_paths(name, &args.images)?);
+    let images: Arc<dyn Source> = Arc::new(of_paths(name, &args.images)?);
     let mut learned = Learned::open(&args.run, args.threads, true)?;
     if learned.classes.iter().any(|class| class == name) {
         bail!(

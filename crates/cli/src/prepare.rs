@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::report::{NUMERICS, class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
-use candlewick_data::{Loader, Parts, Preprocess, Preset, Source, demo};
+use candlewick_data::{Loader, Parts, Preprocess, Preset, Source};
 use candlewick_methods::{Extent, MethodConfig};
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Vit, Weights};
@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::features::Keep;
 use crate::recipe::{PRESET, Recipe};
+use crate::sets;
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
 pub struct Plan {
@@ -57,13 +58,7 @@ impl Plan {
             Some(threads) => threads,
             None => std::thread::available_parallelism()?.get(),
         };
-        let parts = match recipe.folder() {
-            Some(folder) => folder.open().map_err(|e| anyhow!(e.within("data")))?,
-            None => demo()?,
-        };
-        if let (None, Some(expected)) = (&recipe.data.path, recipe.data.expected_images) {
-            parts.expect_images(expected, "emoji-r-mini")?;
-        }
+        let parts = sets::parts(&recipe)?;
         let outlook = Outlook::of(&recipe, fetch)?;
         let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref(), origin)?;
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)

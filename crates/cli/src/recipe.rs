@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::Train;
-use candlewick_data::{Folder, OnCorrupt, PRESETS, Preprocess, Preset, TestSplit};
+use candlewick_data::{OnCorrupt, PRESETS, Preprocess, Preset, TestSplit};
 use candlewick_methods::{METHODS, MethodConfig, replaced};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -51,10 +51,10 @@ fn cpu() -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataTable {
-    /// A data set inside the program: `emoji-r-mini`.
+    /// A data set that has a card, or the one inside the program: `emoji-r-mini`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Or a folder with `train/` and `test/`, or with class folders and `split`.
+    /// Where it lies; or, without a name, a folder, archive or table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -177,17 +177,17 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<()> {
-        match (&self.data.name, &self.data.path) {
-            (Some(name), None) if name != DEMO => {
+        match (self.data.name.as_deref(), &self.data.path) {
+            (Some(DEMO), Some(_)) | (None, None) => {
                 bail!(
-                    "data.name: there is no data set `{name}` inside candlewick, only `{DEMO}`; set data.path to a folder"
+                    "[data] needs either `name` (\"{DEMO}\") or `path`; with the name of a card, `path` says where it lies"
                 )
             }
-            (Some(_), Some(_)) | (None, None) => {
-                bail!("[data] needs either `name` (\"{DEMO}\") or `path` (a folder)")
-            }
-            (Some(_), None) if self.data.split.is_some() => {
+            (Some(DEMO), None) if self.data.split.is_some() => {
                 bail!("data.split: `{DEMO}` has its own training and test images; remove it")
+            }
+            (Some(name), _) if name != DEMO => {
+                crate::sets::card(name).context("data.name")?;
             }
             _ => {}
         }
@@ -206,15 +206,6 @@ impl Recipe {
             bail!("threads: must be greater than 0, found 0; leave it out for all cores");
         }
         Ok(())
-    }
-
-    /// The folder to read; `None` for the data inside the program.
-    pub fn folder(&self) -> Option<Folder> {
-        self.data.path.as_ref().map(|path| Folder {
-            path: path.clone(),
-            split: self.data.split.clone(),
-            expected_images: self.data.expected_images,
-        })
     }
 
     /// What `preprocess.preset` names.

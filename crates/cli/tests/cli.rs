@@ -27,6 +27,9 @@ mod live;
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
+#[allow(dead_code)]
+#[path = "../../sets/tests/sets/pack.rs"]
+mod pack;
 #[path = "cli/page.rs"]
 mod page;
 #[path = "cli/recipes.rs"]
@@ -39,6 +42,12 @@ mod resume;
 mod same;
 #[path = "cli/scenario.rs"]
 mod scenario;
+// Of both, other tests need more.
+#[allow(dead_code)]
+#[path = "../../sets/tests/sets/server.rs"]
+mod server;
+#[path = "cli/sets.rs"]
+mod sets;
 #[path = "cli/sweep.rs"]
 mod sweep;
 #[path = "cli/tensorboard.rs"]

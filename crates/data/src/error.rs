@@ -68,6 +68,24 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A name that is not text.
+    #[error("{}: the name `{name}` is not UTF-8; rename it", path.display())]
+    Name {
+        /// The folder or archive it is in.
+        path: PathBuf,
+        /// The name, what is not ASCII escaped.
+        name: String,
+    },
+
+    /// An archive or another file of many images that cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+
     /// No class folders, and so no images.
     #[error("{}: no images: expected one folder per class with images inside; {found}", path.display())]
     NoImages {

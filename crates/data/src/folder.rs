@@ -4,17 +4,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::decode::decode_rgb;
 use crate::error::{Error, Result};
-use crate::source::{Parts, Source, fingerprint};
+use crate::listing::{Bytes, Item, Listing};
+use crate::source::Parts;
 use crate::split::TestSplit;
 
 /// Endings of image files, compared without case; everything else in a folder is passed over.
 pub const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"];
+
+/// Whether a name ends like that of an image file.
+pub fn is_image(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(stem, ending)| {
+        let known = |known: &&str| ending.eq_ignore_ascii_case(known);
+        !stem.is_empty() && EXTENSIONS.iter().any(|e| known(&e))
+    })
+}
 
 /// A data set in folders, as a recipe writes it.
 ///
@@ -67,28 +73,9 @@ impl Folder {
             &self.path.join(test_name),
             &format!("the test part, named `test` or `val`, {hint}"),
         )?;
-        let train = FolderSource::list(&self.path, "train")?;
-        let test = FolderSource::list(&self.path, test_name)?;
-        for (here, other, names) in [
-            (&train, &test, ["train", test_name]),
-            (&test, &train, [test_name, "train"]),
-        ] {
-            if let Some(class) = here
-                .classes
-                .iter()
-                .find(|class| other.classes.binary_search(class).is_err())
-            {
-                return Err(Error::UnpairedClass {
-                    class: class.clone(),
-                    here: names[0].into(),
-                    missing: names[1].into(),
-                });
-            }
-        }
-        Ok(Parts {
-            train: Arc::new(train),
-            test: Arc::new(test),
-        })
+        let train = list(&self.path, "train")?;
+        let test = list(&self.path, test_name)?;
+        Listing::paired(train, test, ["train", test_name])
     }
 
     fn divide(&self, split: &TestSplit) -> Result<Parts> {
@@ -96,7 +83,7 @@ impl Folder {
             &self.path,
             "the root of the data set, with one folder per class",
         )?;
-        split.divide(FolderSource::list(&self.path, "")?)
+        split.divide(list(&self.path, "")?)
     }
 }
 
@@ -156,108 +143,102 @@ fn inventory(folder: &Path) -> String {
     }
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct File {
-    /// Below the root of the data set, with `/` between the parts.
-    pub name: String,
-    path: PathBuf,
-    pub label: usize,
-    size: u64,
-}
+/// Files by their paths.
+struct Files(Vec<PathBuf>);
 
-impl File {
-    fn read(&self) -> Result<Vec<u8>> {
-        fs::read(&self.path).map_err(|source| Error::Read {
-            path: self.path.clone(),
+impl Bytes for Files {
+    fn read(&self, at: usize) -> Result<Vec<u8>> {
+        fs::read(&self.0[at]).map_err(|source| Error::Read {
+            path: self.0[at].clone(),
             source,
         })
     }
-}
 
-/// One part of a [`Folder`]. Its fingerprint covers class names, file names, labels and file **sizes**, not
-/// contents, because reading tens of thousands of files would take longer than many a run: an image that was
-/// replaced by another of the very same length goes unseen.
-#[derive(Debug, Clone)]
-pub struct FolderSource {
-    pub(crate) root: PathBuf,
-    pub(crate) classes: Vec<String>,
-    /// Class by class.
-    pub(crate) files: Vec<File>,
-}
-
-impl FolderSource {
-    /// Lists the class folders in `root/part` (in `root`, if `part` is empty).
-    fn list(root: &Path, part: &str) -> Result<Self> {
-        let folder = root.join(part);
-        let mut classes = Vec::new();
-        let mut files = Vec::new();
-        for (name, path, _) in entries(&folder)?
-            .into_iter()
-            .filter(|(_, _, size)| size.is_none())
-        {
-            let before = files.len();
-            let prefix = if part.is_empty() {
-                name.clone()
-            } else {
-                format!("{part}/{name}")
-            };
-            collect(&path, &prefix, classes.len(), &mut files)?;
-            if files.len() == before {
-                return Err(Error::EmptyClass { path });
-            }
-            classes.push(name);
-        }
-        if classes.is_empty() {
-            return Err(Error::NoImages {
-                found: inventory(&folder),
-                path: folder,
-            });
-        }
-        Ok(Self {
-            root: root.into(),
-            classes,
-            files,
-        })
+    fn place(&self, at: usize) -> String {
+        self.0[at].display().to_string()
     }
+}
 
-    /// Images of one class that lie anywhere: files as they are named, of folders all images in them and below, by name.
-    ///
-    /// # Errors
-    /// [`Error::Read`] for a path that is not there, [`Error::EmptyClass`] for a folder without images.
-    pub fn of_paths(class: &str, paths: &[PathBuf]) -> Result<Self> {
-        let mut files = Vec::new();
-        for path in paths {
-            let read = |source| Error::Read {
+/// What is found below a folder, before it has a place in a listing.
+struct File {
+    name: String,
+    path: PathBuf,
+    label: usize,
+    size: u64,
+}
+
+fn listing(root: &Path, classes: Vec<String>, files: Vec<File>) -> Result<Listing> {
+    let (mut items, mut paths) = (Vec::new(), Vec::new());
+    for (at, file) in files.into_iter().enumerate() {
+        items.push(Item {
+            name: file.name,
+            label: file.label,
+            size: file.size,
+            at,
+        });
+        paths.push(file.path);
+    }
+    Listing::new(root, classes, items, Arc::new(Files(paths)))
+}
+
+/// Lists the class folders in `root/part` (in `root`, if `part` is empty).
+fn list(root: &Path, part: &str) -> Result<Listing> {
+    let folder = root.join(part);
+    let mut classes = Vec::new();
+    let mut files = Vec::new();
+    for (name, path, _) in entries(&folder)?
+        .into_iter()
+        .filter(|(_, _, size)| size.is_none())
+    {
+        let before = files.len();
+        let prefix = if part.is_empty() {
+            name.clone()
+        } else {
+            format!("{part}/{name}")
+        };
+        collect(&path, &prefix, classes.len(), &mut files)?;
+        if files.len() == before {
+            return Err(Error::EmptyClass { path });
+        }
+        classes.push(name);
+    }
+    if classes.is_empty() {
+        return Err(Error::NoImages {
+            found: inventory(&folder),
+            path: folder,
+        });
+    }
+    listing(root, classes, files)
+}
+
+/// Images of one class that lie anywhere: files as they are named, of folders all images in them and below, by name.
+///
+/// # Errors
+/// [`Error::Read`] for a path that is not there, [`Error::EmptyClass`] for a folder without images.
+pub fn of_paths(class: &str, paths: &[PathBuf]) -> Result<Listing> {
+    let mut files = Vec::new();
+    for path in paths {
+        let read = |source| Error::Read {
+            path: path.clone(),
+            source,
+        };
+        let about = fs::metadata(path).map_err(read)?;
+        let name = path.display().to_string();
+        let before = files.len();
+        match about.is_dir() {
+            true => collect(path, name.trim_end_matches('/'), 0, &mut files)?,
+            false => files.push(File {
+                name,
                 path: path.clone(),
-                source,
-            };
-            let about = fs::metadata(path).map_err(read)?;
-            let name = path.display().to_string();
-            let before = files.len();
-            match about.is_dir() {
-                true => collect(path, name.trim_end_matches('/'), 0, &mut files)?,
-                false => files.push(File {
-                    name,
-                    path: path.clone(),
-                    label: 0,
-                    size: about.len(),
-                }),
-            }
-            if files.len() == before {
-                return Err(Error::EmptyClass { path: path.clone() });
-            }
+                label: 0,
+                size: about.len(),
+            }),
         }
-        Ok(Self {
-            root: PathBuf::new(),
-            classes: vec![class.to_owned()],
-            files,
-        })
+        if files.len() == before {
+            return Err(Error::EmptyClass { path: path.clone() });
+        }
     }
-
-    /// The root of the data set.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
+    listing(Path::new(""), vec![class.to_owned()], files)
 }
 
 /// The images of a class: those in the folder by name, then those of each folder inside, as
@@ -267,12 +248,7 @@ fn collect(folder: &Path, prefix: &str, label: usize, files: &mut Vec<File>) -> 
         .into_iter()
         .partition(|(_, _, size)| size.is_none());
     for (name, path, size) in images {
-        let known = path.extension().is_some_and(|extension| {
-            EXTENSIONS
-                .iter()
-                .any(|known| extension.eq_ignore_ascii_case(known))
-        });
-        if known {
+        if is_image(&name) {
             files.push(File {
                 name: format!("{prefix}/{name}"),
                 path,
@@ -296,55 +272,24 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf, Option<u64>)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(read(folder))? {
         let entry = entry.map_err(read(folder))?;
-        let (name, path) = (
-            entry.file_name().to_string_lossy().into_owned(),
-            entry.path(),
-        );
-        if name.starts_with('.') {
+        let path = entry.path();
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
+        let Ok(name) = entry.file_name().into_string() else {
+            return Err(Error::Name {
+                path: folder.into(),
+                name: entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .escape_ascii()
+                    .to_string(),
+            });
+        };
         // Follows links, as data sets are often assembled of them.
         let about = fs::metadata(&path).map_err(read(&path))?;
         found.push((name, path, about.is_file().then_some(about.len())));
     }
     found.sort();
     Ok(found)
-}
-
-impl Source for FolderSource {
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-
-    fn label(&self, index: usize) -> usize {
-        self.files[index].label
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.files[index].name.clone()
-    }
-
-    fn rgb(&self, index: usize) -> Result<RgbImage> {
-        let file = &self.files[index];
-        decode_rgb(&file.read()?, &file.path.display().to_string())
-    }
-
-    fn content(&self, index: usize) -> Result<[u8; 32]> {
-        Ok(Sha256::digest(self.files[index].read()?).into())
-    }
-
-    fn fingerprint(&self) -> String {
-        let files = self.files.iter().map(|file| {
-            (
-                file.name.as_str(),
-                file.label,
-                file.size.to_le_bytes().to_vec(),
-            )
-        });
-        fingerprint(&self.classes, files)
-    }
 }

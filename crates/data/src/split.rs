@@ -5,14 +5,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use md5::Md5;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::folder::{File, FolderSource};
+use crate::listing::{Item, Listing};
 use crate::order::Mt19937;
 use crate::source::Parts;
 
@@ -66,16 +65,16 @@ impl TestSplit {
     /// # Errors
     /// [`Error::Setting`] for a key that is out of range or of another kind, [`Error::CannotSplit`], [`Error::UnpairedClass`],
     /// and [`Error::List`] for what a list names and the data set lacks.
-    pub(crate) fn divide(&self, all: FolderSource) -> Result<Parts> {
+    pub(crate) fn divide(&self, all: Listing) -> Result<Parts> {
         self.check()?;
         let held = match self.kind {
             Kind::Stratified => self.stratified(&all)?,
-            Kind::Random => self.last_of(torch_permutation(self.seed(), all.files.len())),
+            Kind::Random => self.last_of(torch_permutation(self.seed(), all.items.len())),
             Kind::L2p => self.last_of(tfds_order(&all)),
             Kind::Lists => return self.listed(all),
         };
-        let (test, train): (Vec<_>, Vec<_>) = (0..all.files.len()).partition(|i| held[*i]);
-        parts(&all.root, all.classes.clone(), &all.files, [train, test])
+        let (test, train): (Vec<_>, Vec<_>) = (0..all.items.len()).partition(|i| held[*i]);
+        parts(&all, all.classes.clone(), &all.items, [train, test])
     }
 
     fn check(&self) -> Result<()> {
@@ -117,17 +116,17 @@ impl TestSplit {
         self.seed.unwrap_or(0)
     }
 
-    fn stratified(&self, all: &FolderSource) -> Result<Vec<bool>> {
-        let mut held = vec![false; all.files.len()];
+    fn stratified(&self, all: &Listing) -> Result<Vec<bool>> {
+        let mut held = vec![false; all.items.len()];
         let mut first = 0;
-        for files in all.files.chunk_by(|a, b| a.label == b.label) {
+        for files in all.items.chunk_by(|a, b| a.label == b.label) {
             if files.len() < 2 {
                 return Err(Error::CannotSplit {
                     path: all.root.join(&all.classes[files[0].label]),
                     found: files.len(),
                 });
             }
-            let rank = |file: &File| {
+            let rank = |file: &Item| {
                 let mut hash = Sha256::new();
                 hash.update(self.seed().to_le_bytes());
                 hash.update(file.name.as_bytes());
@@ -159,10 +158,10 @@ impl TestSplit {
         held
     }
 
-    fn listed(&self, all: FolderSource) -> Result<Parts> {
+    fn listed(&self, all: Listing) -> Result<Parts> {
         let lists = [&self.train, &self.test].map(|path| path.clone().unwrap_or_default());
         let mut index: HashMap<&str, usize> = HashMap::new();
-        for (i, file) in all.files.iter().enumerate() {
+        for (i, file) in all.items.iter().enumerate() {
             index.insert(&file.name, i);
         }
         let mut taken = HashSet::new();
@@ -187,7 +186,7 @@ impl TestSplit {
                 }
                 side.push(image);
                 if let Some(target) = list.targets.get(k) {
-                    let class = all.files[image].label;
+                    let class = all.items[image].label;
                     if targets
                         .insert(class, *target)
                         .is_some_and(|other| other != *target)
@@ -210,7 +209,7 @@ impl TestSplit {
         // The classes that are listed, in the order of their targets, else by name.
         let mut classes: Vec<usize> = (0..all.classes.len()).collect();
         classes.retain(|class| {
-            let has = |side: &Vec<usize>| side.iter().any(|i| all.files[*i].label == *class);
+            let has = |side: &Vec<usize>| side.iter().any(|i| all.items[*i].label == *class);
             sides.iter().any(has)
         });
         classes.sort_by_key(|class| targets.get(class).copied());
@@ -219,7 +218,7 @@ impl TestSplit {
             .enumerate()
             .map(|(at, class)| (*class, at))
             .collect();
-        let mut files = all.files.clone();
+        let mut files = all.items.clone();
         for file in &mut files {
             file.label = places.get(&file.label).copied().unwrap_or(0);
         }
@@ -227,7 +226,7 @@ impl TestSplit {
             side.sort_by_key(|i| (files[*i].label, *i));
         }
         let names = classes.iter().map(|class| all.classes[*class].clone());
-        parts(&all.root, names.collect(), &files, sides)
+        parts(&all, names.collect(), &files, sides)
     }
 }
 
@@ -294,33 +293,18 @@ fn tail<'a>(entry: &'a str, index: &HashMap<&str, usize>) -> &'a str {
 }
 
 fn parts(
-    root: &Path,
+    all: &Listing,
     classes: Vec<String>,
-    files: &[File],
+    items: &[Item],
     sides: [Vec<usize>; 2],
 ) -> Result<Parts> {
-    let names = ["the training part", "the test part"];
-    for (class, name) in classes.iter().enumerate() {
-        let on = |side: &Vec<usize>| side.iter().any(|i| files[*i].label == class);
-        for (here, missing) in [(0, 1), (1, 0)] {
-            if on(&sides[here]) && !on(&sides[missing]) {
-                return Err(Error::UnpairedClass {
-                    class: name.clone(),
-                    here: names[here].into(),
-                    missing: names[missing].into(),
-                });
-            }
-        }
-    }
-    let [train, test] = sides.map(|side| {
-        let files = side.into_iter().map(|i| files[i].clone()).collect();
-        Arc::new(FolderSource {
-            root: root.into(),
-            classes: classes.clone(),
-            files,
-        })
+    let [train, test] = sides.map(|side| Listing {
+        root: all.root.clone(),
+        classes: classes.clone(),
+        items: side.into_iter().map(|i| items[i].clone()).collect(),
+        bytes: all.bytes.clone(),
     });
-    Ok(Parts { train, test })
+    Listing::paired(train, test, ["the training part", "the test part"])
 }
 
 /// `torch.manual_seed(seed); torch.randperm(n)` on the CPU, for `n` below 2³²/20: the seed's lower half starts the Mersenne
@@ -336,10 +320,10 @@ pub fn torch_permutation(seed: u64, n: usize) -> Vec<usize> {
 }
 
 /// All images by MD5 of the split's name and `CLASS_FILE`.
-fn tfds_order(all: &FolderSource) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..all.files.len()).collect();
+fn tfds_order(all: &Listing) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..all.items.len()).collect();
     order.sort_by_cached_key(|i| {
-        let file = &all.files[*i];
+        let file = &all.items[*i];
         let name = file.name.rsplit('/').next().unwrap_or(&file.name);
         let mut hash = Md5::new();
         hash.update(b"test");

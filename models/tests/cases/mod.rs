@@ -16,7 +16,10 @@ fn a_card_pins_its_revision_and_its_hash() {
         ..Setup::hub()
     });
     let error = resolve("dinov2-small", &setup.options()).unwrap_err();
-    assert!(matches!(error, Error::HashMismatch { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Hub(hub::Error::HashMismatch { .. })),
+        "{error}"
+    );
     assert!(
         error.to_string().contains("the card dinov2-small"),
         "{error}"
@@ -47,7 +50,7 @@ fn a_plain_address_is_fetched_resumed_and_pinned_too() {
 
     let error = resolve_card(&card, &setup.offline()).unwrap_err();
     assert!(
-        matches!(error, Error::Offline { .. }) && error.to_string().contains(&url),
+        matches!(error, Error::Hub(hub::Error::Offline { .. })) && error.to_string().contains(&url),
         "{error}"
     );
     let located = resolve_card(&card, &setup.options()).unwrap();
@@ -80,7 +83,7 @@ fn a_plain_address_is_fetched_resumed_and_pinned_too() {
     card.url = Some(format!("{}/nowhere", setup.server.url));
     let error = resolve_card(&card, &setup.options()).unwrap_err();
     assert!(
-        matches!(error, Error::Status { status: 404, .. })
+        matches!(error, Error::Hub(hub::Error::Status { status: 404, .. }))
             && error.to_string().contains("/nowhere"),
         "{error}"
     );

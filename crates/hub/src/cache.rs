@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Cached;
 use crate::checksum::write_atomically;
 use crate::error::{Error, Result};
+use crate::hub::Cached;
 
 /// Refuses what could leave the cache's folder or change an address.
-pub(super) fn check_part(what: &'static str, value: &str) -> Result<()> {
+pub(crate) fn check_part(what: &'static str, value: &str) -> Result<()> {
     let part_is_fine = |part: &str| {
         !part.is_empty()
             && part.bytes().any(|b| b != b'.')
@@ -26,13 +26,13 @@ pub(super) fn check_part(what: &'static str, value: &str) -> Result<()> {
 }
 
 /// One model repository in the cache.
-pub(super) struct Repo {
+pub(crate) struct Repo {
     pub name: String,
     pub folder: PathBuf,
 }
 
 impl Repo {
-    pub(super) fn new(cache: &Path, id: &str) -> Result<Self> {
+    pub(crate) fn new(cache: &Path, id: &str) -> Result<Self> {
         check_part("id", id)?;
         let name = format!("models--{}", id.replace('/', "--"));
         Ok(Self {
@@ -41,7 +41,7 @@ impl Repo {
         })
     }
 
-    pub(super) fn blob(&self, name: &str) -> PathBuf {
+    pub(crate) fn blob(&self, name: &str) -> PathBuf {
         self.folder.join("blobs").join(name)
     }
 
@@ -50,7 +50,7 @@ impl Repo {
     }
 
     /// The file at a revision, if it is here.
-    pub(super) fn lookup(&self, revision: &str, file: &str) -> Result<Option<Cached>> {
+    pub(crate) fn lookup(&self, revision: &str, file: &str) -> Result<Option<Cached>> {
         let reference = self.folder.join("refs").join(revision);
         let commit = match fs::read_to_string(&reference) {
             Ok(commit) => commit.trim().to_owned(),
@@ -63,7 +63,7 @@ impl Repo {
     }
 
     /// Links a blob into its snapshot and notes the commit of a branch.
-    pub(super) fn link(
+    pub(crate) fn link(
         &self,
         etag: &str,
         commit: &str,

@@ -1,4 +1,4 @@
-//! SHA-256 of weights, and the record that pins what was fetched first.
+//! SHA-256 of files, and the record that pins what was fetched first.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,20 +7,36 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use fs4::FileExt;
+use md5::Md5;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
 /// SHA-256 of bytes in memory, in hex.
-pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+pub fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
 /// SHA-256 of a file, in hex.
-pub(crate) fn of_file(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// When it cannot be read.
+pub fn of_file(path: &Path) -> Result<String> {
+    digest::<Sha256>(path)
+}
+
+/// MD5 of a file, in hex: for what publishers state, not against malice.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn md5_of_file(path: &Path) -> Result<String> {
+    digest::<Md5>(path)
+}
+
+fn digest<D: Digest>(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let mut hasher = Sha256::new();
+    let mut hasher = D::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer).map_err(Error::io("read", path))? {
@@ -36,10 +52,11 @@ fn hex(digest: &[u8]) -> String {
 
 /// What is remembered of a fetched file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// The commit a branch stood for at first use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// The file's digest.
     pub sha256: String,
     size: u64,
     /// Nanoseconds since 1970, as text because TOML's integers are too small for all of them.
@@ -47,12 +64,13 @@ pub(crate) struct Entry {
 }
 
 /// `checksums.toml`: `repository@revision/file` or an address, to what it was at first use.
-pub(crate) struct Record {
+pub struct Record {
     path: PathBuf,
 }
 
 impl Record {
-    pub(crate) fn new(folder: &Path) -> Self {
+    /// The record in a folder, which need not exist.
+    pub fn new(folder: &Path) -> Self {
         Self {
             path: folder.join("checksums.toml"),
         }
@@ -69,18 +87,25 @@ impl Record {
         }
     }
 
-    pub(crate) fn get(&self, key: &str) -> Result<Option<Entry>> {
+    /// What is remembered of a file.
+    ///
+    /// # Errors
+    /// A record that cannot be read.
+    pub fn get(&self, key: &str) -> Result<Option<Entry>> {
         Ok(self.read()?.remove(key))
     }
 
     /// The name by which messages cite an entry.
-    pub(crate) fn cite(&self, key: &str) -> String {
+    pub fn cite(&self, key: &str) -> String {
         format!("[\"{key}\"] in {}", self.path.display())
     }
 
     /// Hashes a file unless it is the recorded one untouched, compares with the record and with `stated` (a hash
-    /// and who says so), and records what is new.
-    pub(crate) fn verify(
+    /// and who says so), and records what is new. The hash is returned.
+    ///
+    /// # Errors
+    /// [`Error::HashMismatch`], and a file or record that cannot be read or written.
+    pub fn verify(
         &self,
         key: &str,
         path: &Path,
@@ -147,7 +172,10 @@ impl Record {
 }
 
 /// Compares a hash with one that somebody states.
-pub(crate) fn check(path: &Path, found: &str, stated: Option<(&str, &str)>) -> Result<()> {
+///
+/// # Errors
+/// [`Error::HashMismatch`], which names `path`.
+pub fn check(path: &Path, found: &str, stated: Option<(&str, &str)>) -> Result<()> {
     match stated {
         Some((expected, by)) if !expected.eq_ignore_ascii_case(found) => Err(Error::HashMismatch {
             path: path.into(),
@@ -160,7 +188,10 @@ pub(crate) fn check(path: &Path, found: &str, stated: Option<(&str, &str)>) -> R
 }
 
 /// Temporary name, sync, rename: a reader sees the old text or the new one, never half.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// What the file system refuses.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut file =
         tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write into", folder))?;
@@ -180,6 +211,9 @@ pub(crate) struct Lock {
 
 impl Lock {
     /// Waits for the lock.
+    ///
+    /// # Errors
+    /// What the file system refuses.
     pub(crate) fn take(path: &Path) -> Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(Error::io("create", folder))?;

@@ -9,21 +9,21 @@ use std::time::Duration;
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::{Agent, Body};
 
-use super::HubConfig;
+use crate::Progress;
 use crate::error::{Error, Result};
-use crate::resolve::Progress;
+use crate::hub::HubConfig;
 
 /// Attempts in a row that bring nothing before giving up.
 const ATTEMPTS: u32 = 5;
 const MAX_REDIRECTS: usize = 10;
 
-pub(super) struct Client<'a> {
+pub(crate) struct Client<'a> {
     config: &'a HubConfig,
     agent: Agent,
 }
 
 /// What a `HEAD` tells.
-pub(super) struct Head {
+pub(crate) struct Head {
     pub commit: Option<String>,
     pub etag: Option<String>,
     pub size: Option<u64>,
@@ -36,7 +36,7 @@ enum Method {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(config: &'a HubConfig) -> Self {
+    pub(crate) fn new(config: &'a HubConfig) -> Self {
         let mut builder = Agent::config_builder()
             // Redirects are followed by hand: the token must not travel, and the first answer has the headers.
             .max_redirects(0)
@@ -62,7 +62,7 @@ impl<'a> Client<'a> {
     }
 
     /// Asks what a file is, waiting out a busy server.
-    pub(super) fn head(&self, url: &str) -> Result<Head> {
+    pub(crate) fn head(&self, url: &str) -> Result<Head> {
         let mut attempt = 0;
         let (response, commit) = loop {
             let (response, commit) = self.send(Method::Head, url)?;
@@ -89,7 +89,7 @@ impl<'a> Client<'a> {
     }
 
     /// Fetches a file into `partial`, going on from what is there already.
-    pub(super) fn download(
+    pub(crate) fn download(
         &self,
         url: &str,
         partial: &Path,
@@ -170,6 +170,27 @@ impl<'a> Client<'a> {
             }
             self.wait(fruitless);
         }
+    }
+
+    /// A short answer as text, waiting out a busy server.
+    pub(crate) fn text(&self, url: &str) -> Result<String> {
+        let mut attempt = 0;
+        let response = loop {
+            let response = self.get(url, 0)?;
+            attempt += 1;
+            if !busy(response.status().as_u16()) {
+                break response;
+            }
+            if attempt == ATTEMPTS {
+                return Err(self.refused(url, &response));
+            }
+            self.wait(attempt);
+        };
+        let body = response.into_body().read_to_string();
+        body.map_err(|e| Error::Network {
+            url: url.to_owned(),
+            source: Box::new(e),
+        })
     }
 
     fn get(&self, url: &str, from: u64) -> Result<Response<Body>> {

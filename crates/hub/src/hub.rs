@@ -1,22 +1,14 @@
-//! Files from the Hub, into the cache that Python's `huggingface_hub` uses too.
-//!
-//! The transfer is done with `ureq` and not with the `hf-hub` crate, because that one (0.5) gives up after five
-//! seconds when another process holds its lock, appends the whole file to the half of it when a server ignores
-//! `Range`, fails after a retry that succeeded, compares no hashes, and knows neither `HF_HUB_OFFLINE` nor
-//! `HF_HUB_CACHE`.
-
-mod cache;
-mod http;
+//! Files of model repositories, in the cache that Python's `huggingface_hub` uses too.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::Progress;
+use crate::cache::{Repo, check_part};
 use crate::checksum::{self, Lock, Record};
 use crate::error::{Error, Result};
-use crate::resolve::Progress;
-use cache::{Repo, check_part};
-use http::Client;
+use crate::http::Client;
 
 /// The Hub that is asked unless `HF_ENDPOINT` names a mirror.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -68,6 +60,9 @@ impl HubConfig {
     }
 
     /// From `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`.
+    ///
+    /// # Errors
+    /// [`Error::NoHome`].
     pub fn from_env() -> Result<Self> {
         Self::from_vars(|name| std::env::var(name).ok(), std::env::home_dir())
     }
@@ -109,30 +104,38 @@ impl HubConfig {
     }
 
     /// The record of checksums.
-    pub(crate) fn record(&self) -> Record {
+    pub fn record(&self) -> Record {
         Record::new(&self.home.join("candlewick"))
     }
 }
 
 /// A file of a repository at a revision, and what it must hash to.
-pub(crate) struct Wanted<'a> {
+pub struct Wanted<'a> {
+    /// `organisation/name`.
     pub repo: &'a str,
+    /// Branch, tag or commit.
     pub revision: &'a str,
+    /// The file.
     pub file: &'a str,
     /// A hash, and who says so.
     pub stated: Option<(&'a str, &'a str)>,
 }
 
 /// A file in the cache, and the commit it belongs to.
-pub(crate) struct Cached {
+pub struct Cached {
+    /// The file.
     pub path: PathBuf,
+    /// The commit.
     pub commit: String,
 }
 
 /// The file from the cache, or from the Hub into the cache.
 ///
 /// What is cached is not asked for again: a branch moves only when its cached reference does.
-pub(crate) fn fetch(
+///
+/// # Errors
+/// What the network, the file system and the digests refuse; each says what to do.
+pub fn fetch(
     config: &HubConfig,
     want: &Wanted<'_>,
     progress: Option<&dyn Progress>,
@@ -217,7 +220,10 @@ fn accept<const N: usize>(
 }
 
 /// A file from a plain address, into `candlewick/files/NAME` in the home.
-pub(crate) fn fetch_url(
+///
+/// # Errors
+/// What the network, the file system and the digests refuse; each says what to do.
+pub fn fetch_url(
     config: &HubConfig,
     name: &str,
     url: &str,
