@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_row_that_is_none_is_named_by_its_line() {
         let mut run = run();
-        let error = run.classes(b"class,task,test_images\na,1,2\nb,x,2\n");
+        let error = run.classes(b"class,task,test_images,after_1\na,1,2,50\nb,x,2,50\n");
         assert_eq!(
             error.unwrap_err().to_string(),
             "classes.csv: line 3: field 1: invalid digit found in string; write it anew by running the recipe again"
