@@ -82,13 +82,17 @@ fn every_source_gives_the_same_run() {
 }
 
 #[test]
-fn features_of_one_source_serve_another() {
+fn features_of_a_named_set_serve_from_wherever_it_is_read() {
     let lab = lab();
-    lab.run("simplecil", "folder", "--set data.path=pictures");
+    let text = lab.text("simplecil.toml");
+    let name = "name = \"stanford-cars\"\nexpected_images = [16, 8]\npath = \"images\"";
+    lab.write("named.toml", text.replace("path = \"images\"", name));
+    lab.run("named", "shards", "--set data.path=shards");
     let kept = lab.names("features");
-    lab.run("simplecil", "tar", "--set data.path=a.tar");
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    lab.run("named", "tar", "--set data.path=a.tar");
     assert_eq!(lab.names("features"), kept);
-    assert!(lab.read("folder/report.json") == lab.read("tar/report.json"));
+    assert!(lab.read("shards/report.json") == lab.read("tar/report.json"));
 }
 
 /// With the Hub within reach.

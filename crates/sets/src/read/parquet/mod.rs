@@ -6,6 +6,8 @@ mod schema;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{iter, panic, thread};
 
 use candlewick_data::{Bytes, Result};
 use parquet::basic::Type;
@@ -14,7 +16,6 @@ use parquet::data_type::{ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::serialized_reader::SerializedPageReader;
-use rayon::prelude::*;
 
 use self::schema::{Columns, check_chunks, class_names, columns, features};
 use super::{Part, Reader, Reading, Row, Table, numbered, part_of};
@@ -153,6 +154,10 @@ impl Shard {
         Ok(found)
     }
 
+    fn groups(&self) -> Result<Vec<Group>> {
+        in_threads(self.meta.num_row_groups(), |group| self.group(group))
+    }
+
     /// Everything about the rows of a group but their pixels.
     fn group(&self, group: usize) -> Result<Group> {
         let text = |value: &parquet::data_type::ByteArray| value.data().to_vec();
@@ -180,6 +185,31 @@ impl Shard {
     }
 }
 
+/// Calls `each` for the numbers below `count`, in as many threads as the machine has. Not in rayon's, which belong to whoever
+/// opens the data set.
+fn in_threads<T: Send>(count: usize, each: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let numbers = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        let mine = numbers.take_while(|number| *number < count);
+        mine.map(|number| (number, each(number))).collect()
+    };
+    let mut done: Vec<(usize, Result<T>)> = thread::scope(|scope| {
+        let workers: Vec<_> = (1..threads.min(count)).map(|_| scope.spawn(work)).collect();
+        let mut done: Vec<_> = work();
+        for worker in workers {
+            match worker.join() {
+                Ok(more) => done.extend(more),
+                Err(panic) => panic::resume_unwind(panic),
+            }
+        }
+        done
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
 enum Label {
     Number(i64),
     Name(Vec<u8>),
@@ -205,10 +235,7 @@ impl Reader for Parquet {
         let mut names: Vec<Vec<u8>> = Vec::new();
         let mut counted = [0; 4];
         for (number, shard) in self.shards.iter().enumerate() {
-            let groups: Vec<Group> = (0..shard.meta.num_row_groups())
-                .into_par_iter()
-                .map(|group| shard.group(group))
-                .collect::<Result<_>>()?;
+            let groups = shard.groups()?;
             for (g, group) in groups.into_iter().enumerate() {
                 for (r, ((label, len), path)) in group
                     .labels
