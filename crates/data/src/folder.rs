@@ -17,8 +17,8 @@ pub const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "
 /// Whether a name ends like that of an image file.
 pub fn is_image(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(stem, ending)| {
-        let known = |known: &&str| ending.eq_ignore_ascii_case(known);
-        !stem.is_empty() && EXTENSIONS.iter().any(|e| known(&e))
+        let known = EXTENSIONS.iter().any(|e| ending.eq_ignore_ascii_case(e));
+        !stem.is_empty() && known
     })
 }
 

@@ -245,7 +245,7 @@ impl Stream {
             self.sure()?;
             self.sure()?;
         }
-        self.state = Box::default();
+        *self.state = DecompressorOxide::default();
         self.crc = Hasher::new();
         self.member = 0;
         Ok(true)

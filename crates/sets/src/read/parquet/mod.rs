@@ -324,7 +324,7 @@ impl Reader for Parquet {
 }
 
 /// Names have no order of their own, so theirs is that of folders.
-fn sort_classes(classes: &mut Vec<String>, rows: &mut [Row]) {
+fn sort_classes(classes: &mut [String], rows: &mut [Row]) {
     let mut order: Vec<usize> = (0..classes.len()).collect();
     order.sort_by(|a, b| classes[*a].cmp(&classes[*b]));
     let mut places = vec![0; order.len()];
