@@ -448,7 +448,7 @@ mod tests {
             ("data.path=x", "either `name`"),
             ("threads=0", "threads"),
             ("backbone.path=x", "either `name`"),
-            ("data.name=cifar", "`cifar`"),
+            ("data.name=cifar", "'cifar'"),
             ("seed", "expected KEY=VALUE"),
             ("seed.x=1", "is a value, not a table"),
         ] {

@@ -17,7 +17,10 @@ fn a_card_pins_its_revision_and_its_hash() {
     });
     let error = resolve("dinov2-small", &setup.options()).unwrap_err();
     assert!(
-        matches!(error, Error::Hub(hub::Error::HashMismatch { .. })),
+        matches!(
+            error,
+            Error::Hub(candlewick_hub::Error::HashMismatch { .. })
+        ),
         "{error}"
     );
     assert!(
@@ -50,7 +53,8 @@ fn a_plain_address_is_fetched_resumed_and_pinned_too() {
 
     let error = resolve_card(&card, &setup.offline()).unwrap_err();
     assert!(
-        matches!(error, Error::Hub(hub::Error::Offline { .. })) && error.to_string().contains(&url),
+        matches!(error, Error::Hub(candlewick_hub::Error::Offline { .. }))
+            && error.to_string().contains(&url),
         "{error}"
     );
     let located = resolve_card(&card, &setup.options()).unwrap();
@@ -83,8 +87,10 @@ fn a_plain_address_is_fetched_resumed_and_pinned_too() {
     card.url = Some(format!("{}/nowhere", setup.server.url));
     let error = resolve_card(&card, &setup.options()).unwrap_err();
     assert!(
-        matches!(error, Error::Hub(hub::Error::Status { status: 404, .. }))
-            && error.to_string().contains("/nowhere"),
+        matches!(
+            error,
+            Error::Hub(candlewick_hub::Error::Status { status: 404, .. })
+        ) && error.to_string().contains("/nowhere"),
         "{error}"
     );
 }

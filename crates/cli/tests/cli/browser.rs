@@ -1,13 +1,13 @@
 //! A headless Chromium, spoken to in the DevTools protocol over a websocket.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tungstenite::{Message, WebSocket};
+use tungstenite::{Error, Message, WebSocket};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -102,8 +102,11 @@ impl Browser {
 
     fn receive(&mut self) -> Value {
         loop {
-            if let Message::Text(text) = self.socket.read().unwrap() {
-                return serde_json::from_str(&text).unwrap();
+            match self.socket.read() {
+                Ok(Message::Text(text)) => return serde_json::from_str(&text).unwrap(),
+                Ok(_) => {}
+                Err(Error::Io(e)) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => panic!("{e}"),
             }
         }
     }

@@ -154,7 +154,7 @@ fn offline_without_the_file() {
             "not in the cache",
             &cache,
             "HF_HUB_OFFLINE",
-            "path to the weights",
+            "give a path to it",
         ];
         lab.refused(&set, &parts);
     }
