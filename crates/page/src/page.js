@@ -151,7 +151,9 @@
   const ask = async () => {
     const now = document.getElementById("now");
     try {
-      const answer = await fetch("state.json?since=" + revision, { cache: "no-store" });
+      // The server may leave a connection waiting behind others; the next one is answered.
+      const patience = AbortSignal.timeout(5000);
+      const answer = await fetch("state.json?since=" + revision, { cache: "no-store", signal: patience });
       if (!answer.ok) throw new Error(String(answer.status));
       const news = await answer.json();
       failures = 0;
