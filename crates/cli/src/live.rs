@@ -1,7 +1,8 @@
 //! `--live`: the page of a run while it goes on, over HTTP on this machine.
 //!
 //! The run only puts numbers under a lock that is held for moments. Markup is made and sent in threads of the server, one for
-//! each request, so a client that reads slowly, or never, holds up nobody but itself.
+//! each request, so a client that reads slowly, or never, does not hold up the run. Many connections whose requests never end may
+//! leave a new one waiting in the server's pool of threads, until the run is over.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
