@@ -41,6 +41,13 @@ impl Error {
         }
     }
 
+    /// A batch that came while no task was being learned.
+    pub fn no_task() -> Self {
+        Self::State {
+            problem: "a batch came before the first task or behind its end; call begin_task".into(),
+        }
+    }
+
     /// Wraps an error of a data source without flattening it to text.
     pub fn data(source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Data(Box::new(source))

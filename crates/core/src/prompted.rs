@@ -111,10 +111,7 @@ impl<P: Prompt> Prompted<P> {
     /// The training loss of a batch of the current task.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let Some((task, _)) = &self.current else {
-            return Err(Error::State {
-                problem: "a batch came before the first task or behind its end; call begin_task"
-                    .into(),
-            });
+            return Err(Error::no_task());
         };
         let (features, aux) = self.features(batch, Some(task.index), true)?;
         let logits = self.head.task_logits(&features, &task.classes)?;

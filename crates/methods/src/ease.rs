@@ -109,10 +109,7 @@ impl Subspaces {
     /// The training loss of a batch of the current task.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let (Some((task, _)), Some(adapter)) = (&self.current, self.adapters.last()) else {
-            return Err(Error::State {
-                problem: "a batch came before the first task or behind its end; call begin_task"
-                    .into(),
-            });
+            return Err(Error::no_task());
         };
         let features = cls(self.backbone.as_ref(), &batch.images, adapter, true)?;
         let own = |name: &str| self.params.get(&format!("task.{}.{name}", task.index));

@@ -220,10 +220,7 @@ impl Sessions {
     /// The training loss of a batch of the current task.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let (Some((task, _)), Some(own)) = (&self.current, self.sessions.last()) else {
-            return Err(Error::State {
-                problem: "a batch came before the first task or behind its end; call begin_task"
-                    .into(),
-            });
+            return Err(Error::no_task());
         };
         let tokens = self.tokens(batch, self.prompts_train(task.index))?;
         let logits = own.logits(&tokens, true)?;

@@ -171,10 +171,7 @@ impl Copies {
     /// The training loss of a batch of the current task.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let Some((task, _)) = &self.current else {
-            return Err(Error::State {
-                problem: "a batch came before the first task or behind its end; call begin_task"
-                    .into(),
-            });
+            return Err(Error::no_task());
         };
         let cue = self.cue(batch, Some(task.index), true)?;
         let (features, own) = self.features(&self.online, batch, &cue)?;

@@ -193,10 +193,7 @@ impl Surgery {
     /// The training loss of a batch of the current task.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let Some((task, _)) = &self.current else {
-            return Err(Error::State {
-                problem: "a batch came before the first task or behind its end; call begin_task"
-                    .into(),
-            });
+            return Err(Error::no_task());
         };
         let features = self.features(&self.adapter, batch, true)?;
         let logits = self.head.task_logits(&features, &task.classes)?;

@@ -173,10 +173,7 @@ impl Whole {
     /// The training loss of a batch of the current task.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let Some((task, _)) = &self.current else {
-            return Err(Error::State {
-                problem: "a batch came before the first task or behind its end; call begin_task"
-                    .into(),
-            });
+            return Err(Error::no_task());
         };
         match self.among {
             Among::Task => {
