@@ -264,7 +264,10 @@ fn collect(folder: &Path, prefix: &str, label: usize, files: &mut Vec<File>) -> 
 }
 
 /// What is in a folder and not hidden, by name: (name, path, size; no size for a folder).
-fn entries(folder: &Path) -> Result<Vec<(String, PathBuf, Option<u64>)>> {
+///
+/// # Errors
+/// [`Error::Read`], and [`Error::Name`] for a name that is not UTF-8.
+pub fn entries(folder: &Path) -> Result<Vec<(String, PathBuf, Option<u64>)>> {
     let read = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Read { path, source }

@@ -48,7 +48,7 @@ pub use decode::decode_rgb;
 pub use demo::{DEMO_ATTRIBUTION, demo};
 pub use domain::{Domain, domain_incremental};
 pub use error::{Error, Result};
-pub use folder::{Folder, of_paths};
+pub use folder::{Folder, entries, of_paths};
 pub use image::RgbImage;
 pub use listing::{Bytes, Item, Listing};
 pub use loader::{ImageSplit, Loader, OnCorrupt};

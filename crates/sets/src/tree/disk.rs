@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use candlewick_data::{Error, Result};
+use candlewick_data::{Result, entries};
 
 use super::gzip::Gzip;
 use super::{Entry, Tree, read_error};
@@ -85,28 +85,14 @@ pub(super) fn walk(
     depth: usize,
     found: &mut Vec<(String, PathBuf)>,
 ) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(read_error(folder))? {
-        let entry = entry.map_err(read_error(folder))?;
-        let path = entry.path();
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let Ok(name) = entry.file_name().into_string() else {
-            return Err(Error::Name {
-                path: folder.into(),
-                name: entry
-                    .file_name()
-                    .as_encoded_bytes()
-                    .escape_ascii()
-                    .to_string(),
-            });
-        };
+    for (name, path, size) in entries(folder)? {
         let name = format!("{prefix}{name}");
-        let about = fs::metadata(&path).map_err(read_error(&path))?;
-        match about.is_dir() {
-            true if depth > 1 => walk(&path, &format!("{name}/"), depth - 1, found)?,
-            true => {}
-            false => found.push((name, path)),
+        match size {
+            Some(_) => found.push((name, path)),
+            None if depth > 1 && path.is_dir() => {
+                walk(&path, &format!("{name}/"), depth - 1, found)?;
+            }
+            None => {}
         }
     }
     Ok(())
