@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{Device, Tensor};
+use candlewick_core::task::words;
 use candlewick_core::{Method, Report, State, TaskInfo};
 use candlewick_data::{Loader, OnCorrupt};
 use candlewick_models::HubConfig;
@@ -92,7 +93,7 @@ impl Learned {
         )?;
         let (mut tasks, mut classes) = tasks(&report);
         for added in &added {
-            tasks.push(next(&tasks, added.images));
+            tasks.push(next(&tasks, &added.class, added.images));
             classes.push(added.class.clone());
         }
         let not_its = || format!("{}: not the parameters of this run", dir.display());
@@ -121,11 +122,12 @@ impl Learned {
 }
 
 /// The task of one class that comes behind `tasks`.
-pub fn next(tasks: &[TaskInfo], images: usize) -> TaskInfo {
+pub fn next(tasks: &[TaskInfo], class: &str, images: usize) -> TaskInfo {
     let first = tasks.iter().map(|task| task.classes.end).max().unwrap_or(0);
     TaskInfo {
         index: tasks.len(),
         classes: first..first + 1,
+        names: vec![words(class)],
         train_len: images,
         test_len: 0,
     }
@@ -146,6 +148,7 @@ fn tasks(report: &Report) -> (Vec<TaskInfo>, Vec<String>) {
         tasks.push(TaskInfo {
             index,
             classes: first..names.len(),
+            names: task.classes.iter().map(|class| words(class)).collect(),
             train_len: task.train_images,
             test_len: task.test_images,
         });

@@ -138,7 +138,7 @@ pub fn learn(args: &LearnArgs) -> Result<()> {
         );
     }
     let n = images.len();
-    let info = next(&learned.tasks, n);
+    let info = next(&learned.tasks, name, n);
     learned.method.begin_task(&info)?;
     if learned.method.epochs() > 0 {
         bail!(

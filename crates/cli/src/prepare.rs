@@ -351,6 +351,7 @@ pub fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device
     let options = candlewick_vit::Options {
         heads: recipe.backbone.heads.or(located.card.heads),
         eps: Some(located.card.eps),
+        activation: None,
         image_size: Some(size),
         depth: recipe.backbone.depth,
         precision: recipe.precision.for_vit(),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use candlewick_core::{Backbone, Batch, Cue, Error, Features, Prompt, Result, Spec, State, Thawed};
+use candlewick_core::{
+    Backbone, Batch, Cue, Error, Features, Language, Prompt, Result, Spec, State, Thawed,
+};
 use candlewick_store::{Key, Store};
 
 /// `keys[id]` is the content of the image with this id.
@@ -40,6 +42,10 @@ impl Backbone for Stored {
 
     fn cls_token(&self) -> Result<Tensor> {
         self.backbone.cls_token()
+    }
+
+    fn language(&self) -> Option<Arc<dyn Language>> {
+        self.backbone.language()
     }
 
     // Other weights have other features, so no copy answers from the store.

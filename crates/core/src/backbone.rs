@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{D, Device, Tensor, Var};
 
 use crate::error::{Error, Result};
+use crate::language::Language;
 use crate::method::State;
 use crate::prompt::{Cue, NoPrompt, Outputs, Prompt};
 use crate::task::Batch;
@@ -125,6 +126,11 @@ pub trait Backbone: Send + Sync {
                 "this backbone does not show its CLS token; use a method that needs none of its own"
                     .into(),
         })
+    }
+
+    /// The text tower that it was trained with, where there is one.
+    fn language(&self) -> Option<Arc<dyn Language>> {
+        None
     }
 
     /// A copy in which every weight is a variable, for methods that train the whole network.

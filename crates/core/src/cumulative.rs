@@ -190,6 +190,7 @@ mod tests {
                 info: TaskInfo {
                     index,
                     classes: index..index + 1,
+                    names: Vec::new(),
                     train_len: *n,
                     test_len: *n,
                 },

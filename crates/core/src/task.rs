@@ -84,10 +84,18 @@ pub struct TaskInfo {
     /// The labels that arrive with this task, consecutive by construction; all labels in every task of a
     /// domain-incremental stream.
     pub classes: Range<usize>,
+    /// What those classes are called, in words, for methods that read texts; empty where nobody said.
+    pub names: Vec<String>,
     /// Number of training images.
     pub train_len: usize,
     /// Number of test images.
     pub test_len: usize,
+}
+
+/// The name of a folder as words: underscores and hyphens are spaces.
+pub fn words(class: &str) -> String {
+    let parts = class.split(['_', '-', ' ']).filter(|part| !part.is_empty());
+    parts.collect::<Vec<_>>().join(" ")
 }
 
 /// One task of a stream.
@@ -139,5 +147,14 @@ impl Stream {
     /// Number of classes over all tasks.
     pub fn classes(&self) -> usize {
         self.class_names.len()
+    }
+
+    /// The same stream whose classes are called otherwise in words; `names` are by label.
+    pub fn named(mut self, names: &[String]) -> Self {
+        for task in &mut self.tasks {
+            let own = names.get(task.info.classes.clone());
+            task.info.names = own.unwrap_or_default().to_vec();
+        }
+        self
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use candlewick_core::task::words;
 use candlewick_core::{Scenario, Split as _, Stream, Task, TaskInfo};
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +110,7 @@ pub fn domain_incremental(
         let info = TaskInfo {
             index,
             classes: 0..classes.len(),
+            names: classes.iter().map(|class| words(class)).collect(),
             train_len: train.len(),
             test_len: test.len(),
         };

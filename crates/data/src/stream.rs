@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candlewick_core::task::words;
 use candlewick_core::{Scenario, Stream, Task, TaskInfo};
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +156,10 @@ pub fn class_incremental(
         let info = TaskInfo {
             index,
             classes: labels.clone(),
+            names: labels
+                .clone()
+                .map(|label| words(&classes[order[label]]))
+                .collect(),
             train_len: candlewick_core::Split::len(&*train),
             test_len: candlewick_core::Split::len(&*test),
         };

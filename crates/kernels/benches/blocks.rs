@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use candlewick_kernels::{BlockWeights, Linear, Norm, Shape, Wanted, plain};
+use candlewick_kernels::{Activation, BlockWeights, Linear, Norm, Shape, Wanted, plain};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn noise(n: usize, spread: f32) -> Vec<f32> {
@@ -44,6 +44,8 @@ fn blocks(c: &mut Criterion) {
         };
         let weights = BlockWeights {
             heads,
+            causal: false,
+            activation: Activation::Gelu,
             norm1: norm,
             qkv: linear(0, 3 * dim),
             proj: linear(1, dim),

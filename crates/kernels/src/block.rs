@@ -20,11 +20,25 @@ pub struct Norm<'a> {
     pub eps: f32,
 }
 
+/// What stands between the two layers of an MLP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Exact GELU, `x·Φ(x)`.
+    #[default]
+    Gelu,
+    /// OpenAI's stand-in for it, `x·σ(1.702 x)` (`openai/CLIP:clip/model.py`).
+    QuickGelu,
+}
+
 /// The frozen weights of one block.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockWeights<'a> {
     /// Attention heads.
     pub heads: usize,
+    /// Whether a token sees itself and those before it alone, as in a text tower. In f32.
+    pub causal: bool,
+    /// Of the MLP.
+    pub activation: Activation,
     /// Before attention.
     pub norm1: Norm<'a>,
     /// Queries, keys and values, `(3D, D)`.

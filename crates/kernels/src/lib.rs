@@ -3,7 +3,7 @@
 //! ```text
 //! h = LN₁ x;  o = softmax(q [Pk; k]ᵀ / √d) [Pv; v]        q, k, v = W_qkv h + b, per head
 //! x = x + γ₁ (W_proj o + b)
-//! x = x + γ₂ (W₂ GELU(W₁ LN₂ x + b₁) + b₂)
+//! x = x + γ₂ (W₂ GELU(W₁ LN₂ x + b₁) + b₂)                or another activation
 //! ```
 //!
 //! Two ways of computing it, chosen at run time: [`plain`] in f32 on any processor (products of our own with AVX-512, else by the
@@ -26,5 +26,5 @@ pub mod plain;
 mod precision;
 pub mod rows;
 
-pub use block::{BlockWeights, Gradients, Linear, Norm, Prefix, Shape, Wanted};
+pub use block::{Activation, BlockWeights, Gradients, Linear, Norm, Prefix, Shape, Wanted};
 pub use precision::Precision;

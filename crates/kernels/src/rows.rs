@@ -69,6 +69,14 @@ fn normal(x: f32) -> (f32, f32) {
     (cdf, 0.398_942_3 * e)
 }
 
+/// In quick GELU.
+const QUICK: f32 = 1.702;
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// Mean and `1 / sqrt(var + eps)` of a row.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
@@ -126,6 +134,21 @@ vectorised! {
         for (g, &x) in grad.iter_mut().zip(x) {
             let (cdf, density) = normal(x);
             *g *= cdf + x * density;
+        }
+    }
+
+    /// Quick GELU, `x·σ(1.702 x)`, to `out`.
+    pub fn quick_gelu<'a>(x: &'a [f32], out: &'a mut [f32]) {
+        for (y, &x) in out.iter_mut().zip(x) {
+            *y = x * sigmoid(QUICK * x);
+        }
+    }
+
+    /// Multiplies the gradient of quick GELU's output by `σ + 1.702 x σ (1 − σ)`, `σ = σ(1.702 x)`.
+    pub fn quick_gelu_grad<'a>(x: &'a [f32], grad: &'a mut [f32]) {
+        for (g, &x) in grad.iter_mut().zip(x) {
+            let s = sigmoid(QUICK * x);
+            *g *= s + QUICK * x * s * (1.0 - s);
         }
     }
 
@@ -223,6 +246,24 @@ vectorised! {
     }
 }
 
+impl crate::Activation {
+    /// To `out`.
+    pub fn apply(self, x: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Gelu => gelu(x, out),
+            Self::QuickGelu => quick_gelu(x, out),
+        }
+    }
+
+    /// Multiplies the gradient of the output by the slope at `x`.
+    pub fn apply_grad(self, x: &[f32], grad: &mut [f32]) {
+        match self {
+            Self::Gelu => gelu_grad(x, grad),
+            Self::QuickGelu => quick_gelu_grad(x, grad),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,5 +283,8 @@ mod tests {
         close(normal(0.0).0, 0.5);
         assert_eq!(normal(30.0).0, 1.0);
         assert!(normal(-30.0).0 < 1e-30);
+        close(sigmoid(1.702), 0.845_795_7);
+        close(sigmoid(-100.0), 0.0);
+        close(sigmoid(100.0), 1.0);
     }
 }

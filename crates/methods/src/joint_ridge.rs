@@ -83,6 +83,7 @@ impl Joint {
         let all = TaskInfo {
             index: 0,
             classes: 0..self.classes,
+            names: Vec::new(),
             train_len: labels.len(),
             test_len: 0,
         };

@@ -5,12 +5,23 @@ use std::sync::Arc;
 
 use candle_core::{Result as TensorResult, Tensor};
 use candlewick_core::{Cue, NoPrompt, Op, Prefix, Prompt, Result, Share};
-use candlewick_kernels::Precision;
+use candlewick_kernels::plain::Heads;
+use candlewick_kernels::{Activation, Precision};
 
 use crate::checkpoint;
 use crate::frozen::{self, FrozenBlock, Parts};
-use crate::layers::{LayerNorm, Linear, gelu, softmax};
+use crate::layers::{LayerNorm, Linear, activate, softmax};
 use crate::ops;
+
+/// What all blocks of a tower share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Style {
+    pub heads: usize,
+    pub eps: f64,
+    pub causal: bool,
+    pub activation: Activation,
+    pub precision: Precision,
+}
 
 /// `x ← x + γ₁·MHSA(LN₁ x); x ← x + γ₂·MLP(LN₂ x)`, where γ is layer scale or 1.
 #[derive(Debug)]
@@ -24,13 +35,8 @@ pub(crate) struct Block {
 
 impl Block {
     /// Takes its tensors by their canonical names; the caller has checked that they are there.
-    pub(crate) fn new(
-        index: usize,
-        heads: usize,
-        eps: f64,
-        precision: Precision,
-        tensors: &BTreeMap<String, Tensor>,
-    ) -> Self {
+    pub(crate) fn new(index: usize, style: Style, tensors: &BTreeMap<String, Tensor>) -> Self {
+        let Style { eps, precision, .. } = style;
         let get = |name: &str| tensors[&format!("blocks.{index}.{name}")].clone();
         let linear = |name: &str| {
             let (w, b) = (format!("{name}.weight"), format!("{name}.bias"));
@@ -42,7 +48,9 @@ impl Block {
         };
         let scale = |name: &str| tensors.get(&format!("blocks.{index}.{name}")).cloned();
         let parts = Arc::new(Parts {
-            heads,
+            heads: style.heads,
+            causal: style.causal,
+            activation: style.activation,
             norm1: norm("norm1"),
             qkv: linear("attn.qkv"),
             proj: linear("attn.proj"),
@@ -123,14 +131,14 @@ fn by_operation(
 
     let h = hook(Op::Norm1(i), x, p.norm1.forward(x)?)?;
     let qkv = hook(Op::Qkv(i), &h, p.qkv.forward(&h)?)?;
-    let mixed = attend(&qkv, p.heads, prefix)?;
+    let mixed = attend(&qkv, p.heads(), prefix)?;
     let out = hook(Op::Proj(i), &mixed, p.proj.forward(&mixed)?)?;
     let out = hook(Op::Attention(i), &h, out)?;
     let out = hook(Op::AttentionBranch(i), x, scaled(out, &p.scale1)?)?;
     let x = (x + out)?;
 
     let h = hook(Op::Norm2(i), &x, p.norm2.forward(&x)?)?;
-    let hidden = gelu(&hook(Op::Fc1(i), &h, p.fc1.forward(&h)?)?)?;
+    let hidden = activate(&hook(Op::Fc1(i), &h, p.fc1.forward(&h)?)?, p.activation)?;
     let out = hook(Op::Fc2(i), &hidden, p.fc2.forward(&hidden)?)?;
     let out = hook(Op::MlpBranch(i), &x, scaled(out, &p.scale2)?)?;
     Ok((x + out)?)
@@ -139,11 +147,12 @@ fn by_operation(
 /// Multi-head attention of fused `(B, N, 3D)` queries, keys and values:
 /// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]` per head, heads owning contiguous slices of `D`. With [`Share::Whole`] the weights of
 /// `Pv` are divided by their sum behind the softmax.
-fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<Tensor> {
+fn attend(qkv: &Tensor, sharing: Heads, prefix: Option<&Prefix>) -> TensorResult<Tensor> {
     let whole = prefix.filter(|p| p.share == Share::Whole && p.keys.elem_count() > 0);
     if whole.is_none() && ops::supported(qkv) {
-        return frozen::attention(qkv, heads, prefix);
+        return frozen::attention(qkv, sharing, prefix);
     }
+    let heads = sharing.count;
     let (b, n, width) = qkv.dims3()?;
     let dim = width / 3;
     let head = dim / heads;
@@ -157,7 +166,11 @@ fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<T
         k = Tensor::cat(&[&prefix.keys, &k], 2)?.contiguous()?;
         v = Tensor::cat(&[&prefix.values, &v], 2)?.contiguous()?;
     }
-    let weights = softmax(&q.matmul(&k.t()?)?)?;
+    let mut scores = q.matmul(&k.t()?)?;
+    if sharing.causal {
+        scores = scores.broadcast_add(&unseen(n, k.dim(2)?, qkv)?)?;
+    }
+    let weights = softmax(&scores)?;
     let mixed = match whole {
         None => weights.matmul(&v)?, // (B, H, N, d)
         Some(prefix) => {
@@ -172,6 +185,17 @@ fn attend(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> TensorResult<T
         }
     };
     mixed.transpose(1, 2)?.contiguous()?.reshape((b, n, dim))
+}
+
+/// `(N, P + N)`: −∞ where a token would see one behind it, else 0.
+fn unseen(n: usize, wide: usize, like: &Tensor) -> TensorResult<Tensor> {
+    let length = wide - n;
+    let of = |i: usize| match i % wide > length + i / wide {
+        true => f32::NEG_INFINITY,
+        false => 0.0,
+    };
+    let values: Vec<f32> = (0..n * wide).map(of).collect();
+    Tensor::from_vec(values, (n, wide), like.device())?.to_dtype(like.dtype())
 }
 
 fn scaled(x: Tensor, scale: &Option<Tensor>) -> TensorResult<Tensor> {

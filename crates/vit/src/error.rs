@@ -27,7 +27,7 @@ pub enum Error {
 
     /// The tensor names belong to no known layout.
     #[error(
-        "{file}: the tensor names fit no known ViT layout (timm, Hugging Face ViT, DINOv2, original npz); \
+        "{file}: the tensor names fit no known ViT layout (timm, Hugging Face ViT, DINOv2, original npz, CLIP, open_clip); \
          the first are {first}; candlewick reads plain vision transformers"
     )]
     UnknownLayout {
@@ -35,6 +35,30 @@ pub enum Error {
         file: String,
         /// A few names, to recognise the file by.
         first: String,
+    },
+
+    /// A file without a text tower.
+    #[error(
+        "{file}: {tensors} tensors in the {layout} layout, but no text tower; give a CLIP checkpoint with both towers"
+    )]
+    NoText {
+        /// The file.
+        file: String,
+        /// The recognised layout.
+        layout: &'static str,
+        /// How many tensors it has.
+        tensors: usize,
+    },
+
+    /// The tokens of a text tower cannot be read.
+    #[error(
+        "{file}: not a tokenizer that can be read ({reason}); give the tokenizer.json of the checkpoint"
+    )]
+    Tokenizer {
+        /// The file.
+        file: String,
+        /// The reader's reason.
+        reason: String,
     },
 
     /// Tensors are missing, left over or of another shape.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape as Dims, Tensor, bail};
 use candlewick_core::Prefix;
 use candlewick_kernels::bf16::{self, PackedBlock};
-use candlewick_kernels::{self as kernels, BlockWeights, Precision, Shape, Wanted, plain};
+use candlewick_kernels::plain::{self, Heads};
+use candlewick_kernels::{self as kernels, Activation, BlockWeights, Precision, Shape, Wanted};
 
 use crate::layers::{LayerNorm, Linear};
 use crate::linear::{Values, values};
@@ -18,6 +19,9 @@ use crate::ops;
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub heads: usize,
+    /// Whether a token sees itself and those before it alone.
+    pub causal: bool,
+    pub activation: Activation,
     pub norm1: LayerNorm,
     pub qkv: Linear,
     pub proj: Linear,
@@ -45,6 +49,14 @@ enum Saved {
 }
 
 impl Parts {
+    /// How attention is shared out.
+    pub(crate) fn heads(&self) -> Heads {
+        Heads {
+            count: self.heads,
+            causal: self.causal,
+        }
+    }
+
     /// True while nothing in the block is trained.
     fn frozen(&self) -> bool {
         let scales = [&self.scale1, &self.scale2];
@@ -80,6 +92,8 @@ impl Parts {
         let scale = |i: usize| scales[i].as_ref().map(Values::get).transpose();
         f(&BlockWeights {
             heads: self.heads,
+            causal: self.causal,
+            activation: self.activation,
             norm1: norm(0, self.norm1.eps())?,
             qkv: linear(0)?,
             proj: linear(1)?,
@@ -104,7 +118,8 @@ impl FrozenBlock {
 
     /// Whether the block can run whole on `x`.
     pub(crate) fn runs(&self, x: &Tensor) -> bool {
-        ops::supported(x) && self.parts.frozen()
+        let causal_bf16 = self.parts.causal && self.precision == Precision::Bf16;
+        ops::supported(x) && self.parts.frozen() && !causal_bf16
     }
 
     fn packed(&self) -> Result<&PackedBlock> {
@@ -188,12 +203,12 @@ pub(crate) fn block(
 }
 
 /// Fused `(B, N, 3D)` queries, keys and values through attention alone, in f32.
-pub(crate) fn attention(qkv: &Tensor, heads: usize, prefix: Option<&Prefix>) -> Result<Tensor> {
+pub(crate) fn attention(qkv: &Tensor, heads: Heads, prefix: Option<&Prefix>) -> Result<Tensor> {
     let (batch, tokens, width) = qkv.dims3()?;
     let op = AttentionOp {
         heads,
         shape: Shape::whole(batch, tokens),
-        length: length(prefix, batch, heads, width / 3)?,
+        length: length(prefix, batch, heads.count, width / 3)?,
         wanted: wanted(qkv, prefix),
     };
     apply(qkv, prefix, op)
@@ -312,7 +327,7 @@ impl Fused for BlockOp {
 }
 
 struct AttentionOp {
-    heads: usize,
+    heads: Heads,
     shape: Shape,
     length: usize,
     wanted: Wanted,

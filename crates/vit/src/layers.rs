@@ -4,6 +4,7 @@
 //! operations take over.
 
 use candle_core::{D, Result, Tensor};
+use candlewick_kernels::Activation;
 
 use crate::ops;
 
@@ -64,9 +65,15 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 
 /// Exact GELU, `x·Φ(x)`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    match ops::supported(x) {
-        true => x.contiguous()?.apply_op1(ops::Gelu),
-        false => x.gelu_erf(),
+    activate(x, Activation::Gelu)
+}
+
+/// The activation of an MLP.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match (ops::supported(x), activation) {
+        (true, _) => x.contiguous()?.apply_op1(ops::Activate(activation)),
+        (false, Activation::Gelu) => x.gelu_erf(),
+        (false, Activation::QuickGelu) => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
     }
 }
 
@@ -181,6 +188,12 @@ mod tests {
             (norm.forward(t), plain_norm(t, &w, &b)),
             (softmax(t), candle_nn::ops::softmax(t, D::Minus1)),
             (gelu(t), t.gelu_erf()),
+            (
+                activate(t, Activation::QuickGelu),
+                t * (t * 1.702)
+                    .and_then(|x| candle_nn::ops::sigmoid(&x))
+                    .unwrap(),
+            ),
         ];
         let weights = ramp(&[2, 5, 8], 1.7);
         for (ours, plain) in pairs {

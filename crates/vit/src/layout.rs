@@ -10,11 +10,13 @@ use candle_core::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::position::Resample;
 use crate::weights::Weights;
+use candlewick_kernels::Activation;
 use names::Convert::{
-    Convolution, Optional, OutKernel, Same, Stack, StackBiases, StackKernels, Transpose,
+    Convolution, Optional, OutKernel, Rows, Same, Stack, StackBiases, StackKernels, Transpose,
 };
 use names::{
-    Convert, DINOV2_BLOCK, HF_TOP, HF_VIT_BLOCK, NPZ_BLOCK, NPZ_TOP, Row, TIMM_BLOCK, TIMM_TOP,
+    CLIP_BLOCK, CLIP_TEXT_TOP, CLIP_TOP, Convert, DINOV2_BLOCK, HF_TOP, HF_VIT_BLOCK, NPZ_BLOCK,
+    NPZ_TOP, OPEN_CLIP_BLOCK, OPEN_CLIP_TEXT_TOP, OPEN_CLIP_TOP, Row, TIMM_BLOCK, TIMM_TOP,
 };
 
 /// A family of tensor names.
@@ -28,6 +30,17 @@ pub enum Layout {
     Dinov2,
     /// `Transformer/encoderblock_0/…` (google-research/vision_transformer).
     Npz,
+    /// `vision_model.encoder.layers.0.self_attn.q_proj.weight` (transformers `CLIPModel`).
+    Clip,
+    /// `visual.transformer.resblocks.0.attn.in_proj_weight` (openai/CLIP, mlfoundations/open_clip).
+    OpenClip,
+}
+
+/// One of the two towers of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tower {
+    Image,
+    Text,
 }
 
 impl Layout {
@@ -38,6 +51,8 @@ impl Layout {
             Self::HfVit => "hf-vit",
             Self::Dinov2 => "dinov2",
             Self::Npz => "npz",
+            Self::Clip => "clip",
+            Self::OpenClip => "open-clip",
         }
     }
 
@@ -45,16 +60,34 @@ impl Layout {
     pub fn eps(self) -> f64 {
         match self {
             Self::HfVit => 1e-12,
+            Self::Clip | Self::OpenClip => 1e-5,
             _ => 1e-6,
         }
     }
 
-    /// What stands before the index of a block.
-    fn block_prefix(self) -> &'static str {
+    /// Activation of its MLPs, where neither card nor configuration says: those of the libraries' defaults.
+    pub fn activation(self) -> Activation {
         match self {
-            Self::Timm => "blocks.",
-            Self::HfVit | Self::Dinov2 => "encoder.layer.",
-            Self::Npz => "Transformer/encoderblock_",
+            Self::Clip => Activation::QuickGelu,
+            _ => Activation::Gelu,
+        }
+    }
+
+    /// Whether a text tower may stand beside the image tower.
+    pub fn speaks(self) -> bool {
+        matches!(self, Self::Clip | Self::OpenClip)
+    }
+
+    /// What stands before the index of a block.
+    fn block_prefix(self, tower: Tower) -> &'static str {
+        match (self, tower) {
+            (Self::Timm, _) => "blocks.",
+            (Self::HfVit | Self::Dinov2, _) => "encoder.layer.",
+            (Self::Npz, _) => "Transformer/encoderblock_",
+            (Self::Clip, Tower::Image) => "vision_model.encoder.layers.",
+            (Self::Clip, Tower::Text) => "text_model.encoder.layers.",
+            (Self::OpenClip, Tower::Image) => "visual.transformer.resblocks.",
+            (Self::OpenClip, Tower::Text) => "transformer.resblocks.",
         }
     }
 
@@ -62,11 +95,15 @@ impl Layout {
         if self == Self::Npz { '/' } else { '.' }
     }
 
-    fn top_table(self) -> &'static [Row] {
-        match self {
-            Self::Timm => &TIMM_TOP,
-            Self::HfVit | Self::Dinov2 => &HF_TOP,
-            Self::Npz => &NPZ_TOP,
+    fn top_table(self, tower: Tower) -> &'static [Row] {
+        match (self, tower) {
+            (Self::Timm, _) => &TIMM_TOP,
+            (Self::HfVit | Self::Dinov2, _) => &HF_TOP,
+            (Self::Npz, _) => &NPZ_TOP,
+            (Self::Clip, Tower::Image) => &CLIP_TOP,
+            (Self::Clip, Tower::Text) => &CLIP_TEXT_TOP,
+            (Self::OpenClip, Tower::Image) => &OPEN_CLIP_TOP,
+            (Self::OpenClip, Tower::Text) => &OPEN_CLIP_TEXT_TOP,
         }
     }
 
@@ -76,12 +113,46 @@ impl Layout {
             Self::HfVit => &HF_VIT_BLOCK,
             Self::Dinov2 => &DINOV2_BLOCK,
             Self::Npz => &NPZ_BLOCK,
+            Self::Clip => &CLIP_BLOCK,
+            Self::OpenClip => &OPEN_CLIP_BLOCK,
         }
     }
 
-    /// Tensors that belong to the checkpoint but not to the feature extractor.
-    fn is_left_out(self, name: &str) -> bool {
+    /// Tensors that belong to the checkpoint but not to the tower.
+    fn is_left_out(self, tower: Tower, name: &str) -> bool {
         let heads: &[&str] = match self {
+            Self::Clip => match tower {
+                Tower::Image => &[
+                    "text_model.",
+                    "text_projection.",
+                    "visual_projection.",
+                    "logit_scale",
+                    "vision_model.embeddings.position_ids",
+                ],
+                Tower::Text => &["vision_model.", "text_model.embeddings.position_ids"],
+            },
+            Self::OpenClip => match tower {
+                Tower::Image => &[
+                    "transformer.",
+                    "token_embedding.",
+                    "positional_embedding",
+                    "ln_final.",
+                    "text_projection",
+                    "logit_scale",
+                    "visual.proj",
+                    "attn_mask",
+                    "input_resolution",
+                    "context_length",
+                    "vocab_size",
+                ],
+                Tower::Text => &[
+                    "visual.",
+                    "attn_mask",
+                    "input_resolution",
+                    "context_length",
+                    "vocab_size",
+                ],
+            },
             Self::Timm => &[
                 "head.",
                 "head_dist.",
@@ -108,6 +179,10 @@ pub(crate) struct Sizes {
     pub registers: usize,
     /// The npz layout alone tells.
     pub heads: Option<usize>,
+    /// Of text towers, else 0: tokens that are known, width of the joint space, width of the image tower.
+    pub vocabulary: usize,
+    pub joint: usize,
+    pub image_dim: usize,
 }
 
 impl Sizes {
@@ -125,6 +200,11 @@ impl Sizes {
             "mlp.fc1.weight" => vec![self.mlp, d],
             "mlp.fc1.bias" => vec![self.mlp],
             "mlp.fc2.weight" => vec![d, self.mlp],
+            "token_embedding.weight" => vec![self.vocabulary, d],
+            "positional_embedding" => vec![self.positions, d],
+            "text_projection" => vec![self.joint, d],
+            "visual_projection" => vec![self.joint, self.image_dim],
+            "logit_scale" => vec![],
             _ => vec![d],
         }
     }
@@ -141,6 +221,7 @@ impl Sizes {
             StackBiases => vec![heads, d / heads],
             OutKernel => vec![heads, d / heads, d],
             Convolution => vec![self.patch, self.patch, 3, d],
+            Rows => shape.into_iter().skip_while(|n| *n == 1).collect(),
         }
     }
 }
@@ -153,10 +234,23 @@ pub(crate) struct Canonical {
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-/// Recognises the layout, checks every tensor and loads the first `depth` blocks.
+/// Recognises the layout, checks every tensor of the image tower and loads its first `depth` blocks.
 pub(crate) fn read(weights: &Weights, depth: Option<usize>, device: &Device) -> Result<Canonical> {
     let file = File::recognise(weights)?;
     let sizes = file.sizes()?;
+    load(file, sizes, depth, device)
+}
+
+/// The same for the text tower, with the projections of both and the scale.
+pub(crate) fn read_text(weights: &Weights, device: &Device) -> Result<Canonical> {
+    let mut file = File::recognise(weights)?;
+    file.tower = Tower::Text;
+    let sizes = file.text_sizes()?;
+    load(file, sizes, None, device)
+}
+
+fn load(file: File<'_>, sizes: Sizes, depth: Option<usize>, device: &Device) -> Result<Canonical> {
+    let weights = file.weights;
     file.check(&sizes)?;
     let used = depth.unwrap_or(sizes.depth);
     if used == 0 || used > sizes.depth {
@@ -181,9 +275,9 @@ pub(crate) fn read(weights: &Weights, depth: Option<usize>, device: &Device) -> 
         }
     }
     // transformers interpolates Dinov2WithRegistersModel with antialiasing and the others without;
-    // timm always antialiases.
+    // timm and open_clip always antialias.
     let resample = match file.layout {
-        Layout::HfVit => Resample::Cubic,
+        Layout::HfVit | Layout::Clip => Resample::Cubic,
         Layout::Dinov2 if sizes.registers == 0 => Resample::Cubic,
         _ => Resample::Antialiased,
     };
@@ -227,6 +321,7 @@ impl Entry {
 struct File<'a> {
     weights: &'a Weights,
     layout: Layout,
+    tower: Tower,
     /// What some models put before every name, for example `vit.`.
     prefix: String,
 }
@@ -248,6 +343,10 @@ impl<'a> File<'a> {
                 false => Layout::HfVit,
             };
             Some((layout, prefix))
+        } else if let Some(p) = prefix_of("vision_model.encoder.layers.0.self_attn.q_proj.weight") {
+            Some((Layout::Clip, p))
+        } else if let Some(p) = prefix_of("visual.transformer.resblocks.0.attn.in_proj_weight") {
+            Some((Layout::OpenClip, p))
         } else {
             prefix_of("Transformer/encoderblock_0/LayerNorm_0/scale").map(|p| (Layout::Npz, p))
         };
@@ -261,6 +360,7 @@ impl<'a> File<'a> {
         Ok(Self {
             weights,
             layout,
+            tower: Tower::Image,
             prefix,
         })
     }
@@ -272,7 +372,7 @@ impl<'a> File<'a> {
             sources: row.1.iter().map(|name| format!("{scope}{name}")).collect(),
             convert: row.2,
         };
-        let top = self.layout.top_table().iter();
+        let top = self.layout.top_table(self.tower).iter();
         let mut all: Vec<Entry> = top
             .map(|row| entry(self.prefix.clone(), row.0.to_owned(), row))
             .collect();
@@ -287,7 +387,7 @@ impl<'a> File<'a> {
 
     fn block_scope(&self, i: usize) -> String {
         let layout = self.layout;
-        let (blocks, separator) = (layout.block_prefix(), layout.separator());
+        let (blocks, separator) = (layout.block_prefix(self.tower), layout.separator());
         format!("{}{blocks}{i}{separator}", self.prefix)
     }
 
@@ -295,26 +395,65 @@ impl<'a> File<'a> {
         let npz = self.layout == Layout::Npz;
         let patch = self.shape("patch_embed.proj.weight", 4)?;
         let fc1 = self.shape("blocks.0.mlp.fc1.weight", 2)?;
-        let position = self.shape("pos_embed", 3)?;
+        // The rank of class token and positions is the layout's own.
+        let rank = if self.layout.speaks() { 2 } else { 3 };
+        let position = self.shape("pos_embed", rank)?;
         let heads = match npz {
             true => Some(self.shape("blocks.0.attn.qkv.weight", 3)?[1]),
             false => None,
         };
         let registers = self.shape("reg_token", 3).map_or(0, |shape| shape[1]);
+        Ok(Sizes {
+            dim: if npz { patch[3] } else { patch[0] },
+            patch: if npz { patch[0] } else { patch[2] },
+            mlp: if npz { fc1[1] } else { fc1[0] },
+            depth: self.depth(),
+            positions: position[rank - 2],
+            registers,
+            heads,
+            vocabulary: 0,
+            joint: 0,
+            image_dim: 0,
+        })
+    }
+
+    fn text_sizes(&self) -> Result<Sizes> {
+        let shapes = self.weights.shapes();
+        if !self.layout.speaks() || self.shape("token_embedding.weight", 2).is_err() {
+            return Err(Error::NoText {
+                file: self.weights.file().to_owned(),
+                layout: self.layout.name(),
+                tensors: shapes.len(),
+            });
+        }
+        let tokens = self.shape("token_embedding.weight", 2)?;
+        let turned = self.layout == Layout::OpenClip;
+        let joint = |shape: &[usize]| match turned {
+            true => (shape[1], shape[0]),
+            false => (shape[0], shape[1]),
+        };
+        let (joint, image_dim) = joint(self.shape("visual_projection", 2)?);
+        Ok(Sizes {
+            dim: tokens[1],
+            patch: 0,
+            mlp: self.shape("blocks.0.mlp.fc1.weight", 2)?[0],
+            depth: self.depth(),
+            positions: self.shape("positional_embedding", 2)?[0],
+            registers: 0,
+            heads: None,
+            vocabulary: tokens[0],
+            joint,
+            image_dim,
+        })
+    }
+
+    fn depth(&self) -> usize {
         let shapes = self.weights.shapes();
         let has_block = |i: &usize| {
             let scope = self.block_scope(*i);
             shapes.keys().any(|name| name.starts_with(&scope))
         };
-        Ok(Sizes {
-            dim: if npz { patch[3] } else { patch[0] },
-            patch: if npz { patch[0] } else { patch[2] },
-            mlp: if npz { fc1[1] } else { fc1[0] },
-            depth: (0..).take_while(has_block).count(),
-            positions: position[1],
-            registers,
-            heads,
-        })
+        (0..).take_while(has_block).count()
     }
 
     /// The shape in the file of the first source of a canonical tensor.
@@ -360,7 +499,8 @@ impl<'a> File<'a> {
         }
         for name in shapes.keys().filter(|name| !known.contains(*name)) {
             let own = name.strip_prefix(&self.prefix).unwrap_or(name);
-            if !self.layout.is_left_out(own) && !self.layout.is_left_out(name) {
+            let left_out = |name| self.layout.is_left_out(self.tower, name);
+            if !left_out(own) && !left_out(name) {
                 problems.push(format!("surplus `{name}`"));
             }
         }
@@ -401,6 +541,13 @@ fn convert(how: Convert, sources: &[Tensor]) -> Result<Tensor> {
         }
         OutKernel => first.flatten_to(1)?.t()?.contiguous()?,
         Convolution => first.permute((3, 2, 0, 1))?.contiguous()?,
+        Rows => {
+            let mut tensor = first.clone();
+            while tensor.rank() < 3 {
+                tensor = tensor.unsqueeze(0)?;
+            }
+            tensor
+        }
     };
     Ok(tensor)
 }

@@ -4,7 +4,7 @@
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
-use candlewick_kernels::rows;
+use candlewick_kernels::{Activation, rows};
 use rayon::prelude::*;
 
 use crate::linear::values;
@@ -38,31 +38,36 @@ fn filled(n: usize, width: usize, fill: impl Fn(usize, &mut [f32]) + Sync + Send
     CpuStorage::F32(out)
 }
 
-/// Exact GELU, `x·Φ(x)`.
-pub(crate) struct Gelu;
+/// The activation of an MLP.
+pub(crate) struct Activate(pub Activation);
 
-impl CustomOp1 for Gelu {
+impl CustomOp1 for Activate {
     fn name(&self) -> &'static str {
-        "gelu"
+        "activation"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(x, lx)?;
-        let out = filled(x.len(), 1, |at, out| rows::gelu(&x[at..], out));
+        let out = filled(x.len(), 1, |at, out| {
+            self.0.apply(&x[at..][..out.len()], out)
+        });
         Ok((out, lx.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(x.apply_op2_no_bwd(&grad.contiguous()?, &GeluGrad)?))
+        Ok(Some(x.apply_op2_no_bwd(
+            &grad.contiguous()?,
+            &ActivateGrad(self.0),
+        )?))
     }
 }
 
-/// `g · (Φ(x) + x φ(x))`.
-struct GeluGrad;
+/// The gradient times the slope.
+struct ActivateGrad(Activation);
 
-impl CustomOp2 for GeluGrad {
+impl CustomOp2 for ActivateGrad {
     fn name(&self) -> &'static str {
-        "gelu-grad"
+        "activation-grad"
     }
 
     fn cpu_fwd(
@@ -75,7 +80,7 @@ impl CustomOp2 for GeluGrad {
         let (x, g) = (slice(x, lx)?, slice(g, lg)?);
         let out = filled(x.len(), 1, |at, out| {
             out.copy_from_slice(&g[at..at + out.len()]);
-            rows::gelu_grad(&x[at..], out);
+            self.0.apply_grad(&x[at..][..out.len()], out);
         });
         Ok((out, lx.shape().clone()))
     }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::{
-    Backbone, Cue, Features, Injection, Op, Outputs, Position, Prompt, Result as CoreResult, Site,
-    Span, Spec, State, Thawed,
+    Backbone, Cue, Features, Injection, Language, Op, Outputs, Position, Prompt,
+    Result as CoreResult, Site, Span, Spec, State, Thawed,
 };
 
-use candlewick_kernels as kernels;
+use candlewick_kernels::{self as kernels, Activation};
 
-use crate::block::Block;
+use crate::block::{Block, Style};
 use crate::error::{Error, Result};
 use crate::layers::{LayerNorm, Linear};
 use crate::layout::{self, Layout};
@@ -26,6 +26,8 @@ pub struct Options {
     pub heads: Option<usize>,
     /// Layer-norm epsilon; `None`: the layout's.
     pub eps: Option<f64>,
+    /// Activation of the MLPs; `None`: the layout's.
+    pub activation: Option<Activation>,
     /// Input height and width in pixels; `None`: the size it was trained at.
     pub image_size: Option<usize>,
     /// Blocks to keep, counted from the input; `None`: all.
@@ -71,22 +73,35 @@ impl Precision {
 }
 
 /// A frozen ViT of any size.
-#[derive(Debug)]
 pub struct Vit {
     spec: Spec,
     layout: Layout,
-    eps: f64,
-    precision: kernels::Precision,
+    style: Style,
     device: Device,
     patch_embed: Linear,
     cls: Tensor,
     cls_position: Option<Tensor>,
     patch_positions: Tensor,
     registers: Option<Tensor>,
+    /// Before the first block, in CLIP.
+    norm_pre: Option<LayerNorm>,
     blocks: Vec<Block>,
     norm: LayerNorm,
     weights: BTreeMap<String, Tensor>,
     checkpoint: bool,
+    language: Option<Arc<dyn Language>>,
+}
+
+impl std::fmt::Debug for Vit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            spec,
+            layout,
+            style,
+            ..
+        } = self;
+        write!(f, "Vit {{ {spec:?}, {layout:?}, {style:?} }}")
+    }
 }
 
 impl Vit {
@@ -102,7 +117,13 @@ impl Vit {
         let read = layout::read(weights, options.depth, device)?;
         let sizes = read.sizes;
         let heads = heads(options.heads.or(sizes.heads), sizes.dim)?;
-        let eps = options.eps.unwrap_or(read.layout.eps());
+        let style = Style {
+            heads,
+            eps: options.eps.unwrap_or(read.layout.eps()),
+            causal: false,
+            activation: options.activation.unwrap_or(read.layout.activation()),
+            precision,
+        };
         let (cls_position, trained) = position::split(&read.tensors["pos_embed"])?;
         let trained_size = position::side(trained.dim(0)?)? * sizes.patch;
         let image_size = options.image_size.unwrap_or(trained_size);
@@ -123,15 +144,7 @@ impl Vit {
             cls_position.map(|row| row.unsqueeze(0)).transpose()?,
             patch_positions.unsqueeze(0)?,
         );
-        let vit = Self::assemble(
-            spec,
-            read.layout,
-            eps,
-            precision,
-            device,
-            read.tensors,
-            positions,
-        )?;
+        let vit = Self::assemble(spec, read.layout, style, device, read.tensors, positions)?;
         Ok(vit.checkpointing(options.checkpoint_activations))
     }
 
@@ -148,32 +161,42 @@ impl Vit {
     pub(crate) fn assemble(
         spec: Spec,
         layout: Layout,
-        eps: f64,
-        precision: kernels::Precision,
+        style: Style,
         device: &Device,
         weights: BTreeMap<String, Tensor>,
         (cls_position, patch_positions): (Option<Tensor>, Tensor),
     ) -> Result<Self> {
         let get = |name: &str| weights[name].clone();
         let blocks = (0..spec.depth)
-            .map(|i| Block::new(i, spec.heads, eps, precision, &weights))
+            .map(|i| Block::new(i, style, &weights))
             .collect();
+        let norm = |name: &str| {
+            let get = |part: &str| weights.get(&format!("{name}.{part}")).cloned();
+            let (weight, bias) = (get("weight")?, get("bias")?);
+            Some(LayerNorm::new(weight, bias, style.eps))
+        };
         let patch = get("patch_embed.proj.weight").flatten_from(1)?;
+        let bias = match weights.get("patch_embed.proj.bias") {
+            Some(bias) => bias.clone(),
+            // CLIP has none.
+            None => Tensor::zeros(spec.dim, DType::F32, device)?,
+        };
         Ok(Self {
             layout,
-            eps,
-            precision,
+            style,
             device: device.clone(),
-            patch_embed: Linear::new(patch, get("patch_embed.proj.bias"), precision),
+            patch_embed: Linear::new(patch, bias, style.precision),
             cls: get("cls_token"),
             cls_position,
             patch_positions,
             registers: weights.get("reg_token").cloned(),
             blocks,
-            norm: LayerNorm::new(get("norm.weight"), get("norm.bias"), eps),
+            norm_pre: norm("norm_pre"),
+            norm: LayerNorm::new(get("norm.weight"), get("norm.bias"), style.eps),
             spec,
             weights,
             checkpoint: false,
+            language: None,
         })
     }
 
@@ -186,13 +209,22 @@ impl Vit {
         let vit = Self::assemble(
             self.spec.clone(),
             self.layout,
-            self.eps,
-            self.precision,
+            self.style,
             &self.device,
             weights,
             positions,
         )?;
-        Ok(vit.checkpointing(self.checkpoint))
+        let vit = vit.checkpointing(self.checkpoint);
+        Ok(match &self.language {
+            Some(language) => vit.speaking(language.clone()),
+            None => vit,
+        })
+    }
+
+    /// With the text tower that it was trained with.
+    pub fn speaking(mut self, language: Arc<dyn Language>) -> Self {
+        self.language = Some(language);
+        self
     }
 
     /// The layout its file had.
@@ -202,7 +234,7 @@ impl Vit {
 
     /// The numbers that its frozen weights are multiplied in.
     pub fn precision(&self) -> kernels::Precision {
-        self.precision
+        self.style.precision
     }
 
     /// Every frozen tensor under its canonical (timm's) name.
@@ -241,7 +273,7 @@ impl Vit {
         Ok(self.patch_embed.forward(&flat)?)
     }
 
-    /// `[CLS, prompts, registers, patches]` with positions.
+    /// `[CLS, prompts, registers, patches]` with positions, normed where the model does so before its first block.
     fn embed(&self, patches: &Tensor, injected: &Injection) -> Result<Tensor> {
         let b = patches.dim(0)?;
         let with = |x: &Tensor, position: &Option<Tensor>| match position {
@@ -261,7 +293,11 @@ impl Vit {
             parts.push(expand(registers, b)?);
         }
         parts.push(rest);
-        Ok(Tensor::cat(&parts, 1)?.contiguous()?)
+        let x = Tensor::cat(&parts, 1)?.contiguous()?;
+        Ok(match &self.norm_pre {
+            Some(norm) => norm.forward(&x)?,
+            None => x,
+        })
     }
 }
 
@@ -327,6 +363,10 @@ impl Backbone for Vit {
         Ok(self.cls.clone())
     }
 
+    fn language(&self) -> Option<Arc<dyn Language>> {
+        self.language.clone()
+    }
+
     fn thaw(&self) -> CoreResult<Thawed> {
         self.thawed().map_err(into_core)
     }
@@ -336,7 +376,8 @@ impl Backbone for Vit {
     }
 }
 
-fn heads(given: Option<usize>, dim: usize) -> Result<usize> {
+/// Heads of a tower of width `dim`.
+pub(crate) fn heads(given: Option<usize>, dim: usize) -> Result<usize> {
     let heads = given.unwrap_or(dim / 64);
     if heads == 0 || !dim.is_multiple_of(heads) {
         let problem = format!(
@@ -393,7 +434,7 @@ fn add_loss(sum: &mut Option<Tensor>, injected: &Injection) -> CoreResult<()> {
     Ok(())
 }
 
-fn into_core(error: Error) -> candlewick_core::Error {
+pub(crate) fn into_core(error: Error) -> candlewick_core::Error {
     match error {
         Error::Tensor(e) => candlewick_core::Error::Tensor(e),
         other => candlewick_core::Error::data(other),

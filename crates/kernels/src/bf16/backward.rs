@@ -5,7 +5,7 @@ use super::lanes::{self, LANES};
 use super::pack::Packed;
 use super::product::{SLACK, product};
 use super::tile::Tiles;
-use crate::block::rows_first;
+use crate::block::{Activation, rows_first};
 
 use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, padded};
 
@@ -70,7 +70,11 @@ impl<'a> Turned<'a> {
                     let at = (piece.row + row) * full + piece.column;
                     let (x, _) = before[at..at + 32].as_chunks::<16>();
                     let slope = |half: usize| {
-                        let slope = lanes::gelu_grad(lanes::load_bf16(&x[half]));
+                        let x = lanes::load_bf16(&x[half]);
+                        let slope = match block.activation {
+                            Activation::Gelu => lanes::gelu_grad(x),
+                            Activation::QuickGelu => lanes::quick_gelu_grad(x),
+                        };
                         lanes::mul(lanes::load16(c.half(row, half)), slope)
                     };
                     let at = (piece.row + row) * wide + piece.column - first * 32;

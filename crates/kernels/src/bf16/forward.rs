@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::lanes::{self, LANES, Lanes};
 use super::product::{Piece, SLACK, product};
 use super::tile::{Scratch, Tiles};
-use crate::block::first_rows;
+use crate::block::{Activation, first_rows};
 
 use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, enter, padded};
 
@@ -145,9 +145,18 @@ pub fn rest(
             if let Some(before) = &mut before {
                 to_bf16(piece, c, &fc1.bias, before, full, 0, |v| v);
             }
-            to_bf16(piece, c, &fc1.bias, hidden, wide, first * 32, |v| {
-                lanes::gelu(v)
-            });
+            to_bf16(
+                piece,
+                c,
+                &fc1.bias,
+                hidden,
+                wide,
+                first * 32,
+                |v| match block.activation {
+                    Activation::Gelu => lanes::gelu(v),
+                    Activation::QuickGelu => lanes::quick_gelu(v),
+                },
+            );
         });
         let bias = (first == 0).then_some(&fc2.bias[..]);
         let outputs = 0..fc2.forward.panels();

@@ -196,6 +196,25 @@ lanes! {
         let (cdf, e) = normal(x);
         _mm512_fmadd_ps(_mm512_mul_ps(x, e), _mm512_set1_ps(0.398_942_3), cdf)
     }
+
+    /// `σ(1.702 x)`.
+    fn quick_sigmoid(x: Lanes) -> Lanes {
+        // 2^(−1.702 x log₂ e), kept where its reciprocal is.
+        let power = _mm512_mul_ps(x, _mm512_set1_ps(-2.455_467));
+        let e = exp2(_mm512_min_ps(power, _mm512_set1_ps(126.0)));
+        _mm512_div_ps(_mm512_set1_ps(1.0), _mm512_add_ps(_mm512_set1_ps(1.0), e))
+    }
+
+    /// `x·σ(1.702 x)`.
+    fn quick_gelu(x: Lanes) -> Lanes { _mm512_mul_ps(x, quick_sigmoid(x)) }
+
+    /// `σ + 1.702 x σ (1 − σ)`.
+    fn quick_gelu_grad(x: Lanes) -> Lanes {
+        let s = quick_sigmoid(x);
+        let rest = _mm512_sub_ps(_mm512_set1_ps(1.0), s);
+        let slope = _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.702)), rest);
+        _mm512_fmadd_ps(s, slope, s)
+    }
 }
 
 /// Sixteen pairs of bf16 values.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::block::{BlockWeights, Gradients, Norm, Prefix, Shape, Wanted, chunks};
+use crate::block::{Activation, BlockWeights, Gradients, Norm, Prefix, Shape, Wanted, chunks};
 use crate::buffer::{Buffer, Pool, Pooled, changed};
 
 pub use linear::PackedLinear;
@@ -42,6 +42,7 @@ const CHUNK: usize = 24;
 pub struct PackedBlock {
     dim: usize,
     heads: usize,
+    activation: Activation,
     mlp: usize,
     norm1: OwnNorm,
     qkv: Arc<PackedLinear>,
@@ -94,7 +95,7 @@ struct Kept {
     normed: Buffer,
     /// `1 / sqrt(var + eps)` of the second layer norm.
     scale: Buffer,
-    /// Input of GELU, bf16.
+    /// Input of the activation, bf16.
     hidden: Buffer,
 }
 
@@ -159,6 +160,9 @@ impl PackedBlock {
     /// Uses layers that are packed already, for instance because they also run one by one.
     pub fn share(weights: &BlockWeights<'_>, layers: Layers) -> std::io::Result<Self> {
         weights.check().map_err(std::io::Error::other)?;
+        if weights.causal {
+            return Err(std::io::Error::other("a causal block runs in f32"));
+        }
         let (dim, mlp) = (weights.dim(), weights.mlp());
         for (name, layer, sizes) in [
             ("qkv", &layers.qkv, (3 * dim, dim)),
@@ -177,6 +181,7 @@ impl PackedBlock {
         Ok(Self {
             dim,
             heads: weights.heads,
+            activation: weights.activation,
             mlp,
             norm1: OwnNorm::new(&weights.norm1),
             qkv: layers.qkv,

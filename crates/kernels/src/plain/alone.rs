@@ -6,8 +6,17 @@ use super::SCORES;
 use super::attention::Image;
 use crate::block::{Gradients, Prefix, Shape, Wanted, chunks};
 
+/// How attention is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// How many.
+    pub count: usize,
+    /// Whether a token sees the prefix, itself and those before it alone.
+    pub causal: bool,
+}
+
 /// `softmax(q [Pk; k]ᵀ / √d) [Pv; v]`: `(B, N, 3D)` to `(B, N, D)`.
-pub fn attention(qkv: &[f32], shape: Shape, heads: usize, prefix: Option<Prefix<'_>>) -> Vec<f32> {
+pub fn attention(qkv: &[f32], shape: Shape, heads: Heads, prefix: Option<Prefix<'_>>) -> Vec<f32> {
     let dim = qkv.len() / (3 * shape.batch * shape.tokens).max(1);
     let mut out = vec![0f32; qkv.len() / 3];
     out.par_chunks_mut(shape.tokens * dim)
@@ -15,7 +24,8 @@ pub fn attention(qkv: &[f32], shape: Shape, heads: usize, prefix: Option<Prefix<
         .enumerate()
         .for_each(|(i, (out, qkv))| {
             let image = Image {
-                heads,
+                heads: heads.count,
+                causal: heads.causal,
                 dim,
                 tokens: shape.tokens,
                 prefix: prefix.map(|p| p.images(i, 1, p.length * dim)),
@@ -29,7 +39,7 @@ pub fn attention(qkv: &[f32], shape: Shape, heads: usize, prefix: Option<Prefix<
 pub fn attention_grad(
     qkv: &[f32],
     shape: Shape,
-    heads: usize,
+    heads: Heads,
     prefix: Option<Prefix<'_>>,
     grad: &[f32],
     wanted: Wanted,
@@ -50,7 +60,8 @@ pub fn attention_grad(
         .enumerate()
         .for_each(|(i, (qkv, (keys, values)))| {
             let image = Image {
-                heads,
+                heads: heads.count,
+                causal: heads.causal,
                 dim,
                 tokens: shape.tokens,
                 prefix: prefix.map(|p| p.images(i, 1, p.length * dim)),

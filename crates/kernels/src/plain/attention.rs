@@ -12,6 +12,8 @@ pub struct Image<'a> {
     pub dim: usize,
     pub tokens: usize,
     pub prefix: Option<Prefix<'a>>,
+    /// Whether a token sees the prefix, itself and those before it alone.
+    pub causal: bool,
 }
 
 impl<'a> Image<'a> {
@@ -95,6 +97,23 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// Softmax of the scores of the queries from `first` on, in place; 0 where a query must not see.
+    fn softmax(&self, scores: &mut [f32], first: usize) {
+        let wide = self.length() + self.tokens;
+        let unseen = |scores: &mut [f32], value: f32| {
+            for (i, row) in scores.chunks_exact_mut(wide).enumerate() {
+                row[(self.length() + first + i + 1).min(wide)..].fill(value);
+            }
+        };
+        if self.causal {
+            unseen(scores, f32::MIN);
+        }
+        rows::softmax(scores, wide, self.factor());
+        if self.causal {
+            unseen(scores, 0.0);
+        }
+    }
+
     fn prefix_rows(&self, part: usize, head: usize) -> Option<Matrix<'a>> {
         let prefix = self.prefix?;
         let (d, n) = (self.head(), prefix.length);
@@ -114,7 +133,7 @@ impl<'a> Image<'a> {
             let scores = scores.get::<f32>(n * wide);
             let queries = self.part(&qkv[first * 3 * self.dim..], 0, head);
             self.against(queries, n, qkv, 1, head, scores);
-            rows::softmax(scores, wide, self.factor());
+            self.softmax(scores, first);
             let out = (&mut out[head * self.head()..], self.dim);
             self.mix(scores, n, qkv, 2, head, out);
         }
@@ -140,7 +159,7 @@ impl<'a> Image<'a> {
         for head in 0..self.heads {
             let queries = self.part(qkv, 0, head);
             self.against(queries, n, qkv, 1, head, weights);
-            rows::softmax(weights, wide, self.factor());
+            self.softmax(weights, 0);
             let out = Matrix::rows(&out[head * d..], self.dim);
             self.against(out, n, qkv, 2, head, slopes);
             rows::softmax_grad(weights, slopes, wide, self.factor());

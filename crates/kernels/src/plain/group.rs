@@ -49,6 +49,7 @@ impl<'a> Group<'a> {
     fn image(&self, i: usize) -> Image<'a> {
         let dim = self.weights.dim();
         Image {
+            causal: self.weights.causal,
             heads: self.weights.heads,
             dim,
             tokens: self.tokens,
@@ -147,7 +148,7 @@ impl<'a> Group<'a> {
             let x = &from[row * dim..][..out.len()];
             rows::norm(x, w.norm2.weight, w.norm2.bias, w.norm2.eps, out);
         });
-        // All of GELU's input is kept for a backward, else that of one part.
+        // All of the activation's input is kept for a backward, else that of one part.
         let width = if keep { mlp } else { mlp.min(HIDDEN) };
         let before = kept.hidden.get::<f32>(n * width);
         for (first, columns, start) in self.hidden_parts() {
@@ -159,7 +160,8 @@ impl<'a> Group<'a> {
             let from = &*before;
             self.rows(hidden, columns, |row, out| {
                 for (i, out) in out.chunks_exact_mut(columns).enumerate() {
-                    rows::gelu(&from[(row + i) * width + at..][..columns], out);
+                    w.activation
+                        .apply(&from[(row + i) * width + at..][..columns], out);
                 }
             });
             let w2 = Matrix::rows(&w.fc2.weight[first..], mlp).t();
@@ -216,7 +218,8 @@ impl<'a> Group<'a> {
             self.product((dim, columns), output, w2, (hidden, columns), Start::Zero);
             self.rows(hidden, columns, |row, grad| {
                 for (i, grad) in grad.chunks_exact_mut(columns).enumerate() {
-                    rows::gelu_grad(&before[(row + i) * mlp + first..][..columns], grad);
+                    w.activation
+                        .apply_grad(&before[(row + i) * mlp + first..][..columns], grad);
                 }
             });
             let w1 = Matrix::rows(&w.fc1.weight[first * dim..], dim);

@@ -20,7 +20,7 @@ use crate::block::{BlockWeights, Gradients, Prefix, Shape, Wanted, chunks};
 use crate::buffer::{Buffer, Pool, Pooled, changed};
 use group::{Group, PrefixGrad};
 
-pub use alone::{attention, attention_grad};
+pub use alone::{Heads, attention, attention_grad};
 pub use linear::{bias_grad, linear, linear_grad, weight_grad};
 pub use product::{Matrix, Start, product};
 
@@ -34,7 +34,7 @@ struct Kept {
     qkv: Buffer,
     /// The residual stream between attention and MLP.
     middle: Buffer,
-    /// Input of GELU.
+    /// Input of the activation.
     hidden: Buffer,
 }
 

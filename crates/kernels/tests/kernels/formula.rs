@@ -1,6 +1,6 @@
 //! Blocks drawn at random, and the formula itself in f64.
 
-use candlewick_kernels::{BlockWeights, Linear, Norm, Prefix, Shape};
+use candlewick_kernels::{Activation, BlockWeights, Linear, Norm, Prefix, Shape};
 
 /// Numbers between −1 and 1 that look random.
 pub fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -23,6 +23,8 @@ pub struct Case {
     pub mlp: usize,
     pub prefix: usize,
     pub scaled: bool,
+    pub causal: bool,
+    pub activation: Activation,
 }
 
 pub fn case(
@@ -38,10 +40,12 @@ pub fn case(
         mlp,
         prefix,
         scaled: prefix % 2 == 1,
+        causal: false,
+        activation: Activation::Gelu,
     }
 }
 
-/// Odd numbers of everything; the last three are real widths.
+/// Odd numbers of everything; those from the sixth on are real widths, the first six and the last three are small.
 pub fn cases() -> Vec<Case> {
     vec![
         case(1, 1, (8, 1, 8), 0),
@@ -52,6 +56,19 @@ pub fn cases() -> Vec<Case> {
         case(2, 65, (128, 4, 512), 4),
         case(3, 197, (192, 3, 768), 8),
         case(1, 257, (384, 6, 1536), 0),
+        Case {
+            activation: Activation::QuickGelu,
+            ..case(3, 17, (48, 4, 100), 3)
+        },
+        Case {
+            activation: Activation::QuickGelu,
+            causal: true,
+            ..case(3, 9, (48, 4, 100), 0)
+        },
+        Case {
+            causal: true,
+            ..case(1, 40, (36, 3, 72), 2)
+        },
     ]
 }
 
@@ -102,6 +119,8 @@ impl Owned {
         };
         BlockWeights {
             heads: self.case.heads,
+            causal: self.case.causal,
+            activation: self.case.activation,
             norm1: norm(0),
             qkv: linear(2),
             proj: linear(4),
@@ -192,7 +211,8 @@ pub fn formula(owned: &Owned, x: &[f64], keys: &[f64], values: &[f64]) -> Vec<f6
             false => qkv[(j - p) * 3 * d + 2 * d + h * head + c],
         };
         for i in 0..n {
-            let scores: Vec<f64> = (0..p + n)
+            let seen = if w.causal { p + i + 1 } else { p + n };
+            let scores: Vec<f64> = (0..seen)
                 .map(|j| {
                     let dot: f64 = (0..head)
                         .map(|c| qkv[i * 3 * d + h * head + c] * key(j, c))
@@ -203,7 +223,7 @@ pub fn formula(owned: &Owned, x: &[f64], keys: &[f64], values: &[f64]) -> Vec<f6
             let most = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
             let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
             for c in 0..head {
-                mixed[i * d + h * head + c] = (0..p + n)
+                mixed[i * d + h * head + c] = (0..seen)
                     .map(|j| (scores[j] - most).exp() / sum * value(j, c))
                     .sum();
             }
@@ -220,7 +240,10 @@ pub fn formula(owned: &Owned, x: &[f64], keys: &[f64], values: &[f64]) -> Vec<f6
     let x = add(x, linear(&mixed, d, &w.proj), w.scale1);
     let hidden: Vec<f64> = linear(&norm(&x, &w.norm2), d, &w.fc1)
         .into_iter()
-        .map(|x| x * normal(x))
+        .map(|x| match w.activation {
+            Activation::Gelu => x * normal(x),
+            Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        })
         .collect();
     add(&x, linear(&hidden, mlp, &w.fc2), w.scale2)
 }

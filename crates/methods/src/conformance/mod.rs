@@ -210,6 +210,7 @@ fn tasks_without_end(build: Build<'_>, stream: &Stream) -> Result<()> {
         let info = TaskInfo {
             index,
             classes: index..index + 1,
+            names: vec![format!("class {index}")],
             train_len: 1,
             test_len: 1,
         };

@@ -75,6 +75,7 @@ impl Tasks {
             info: TaskInfo {
                 index: t,
                 classes: self.classes(t),
+                names: Vec::new(),
                 train_len: labels.len(),
                 test_len: 0,
             },

@@ -114,6 +114,7 @@ pub fn choosing(precision: Precision, query: &Tensor) -> Arc<dyn Backbone> {
 pub fn task(index: usize, classes: std::ops::Range<usize>) -> TaskInfo {
     TaskInfo {
         index,
+        names: classes.clone().map(|c| format!("class {c}")).collect(),
         classes,
         train_len: 0,
         test_len: 0,

@@ -153,6 +153,7 @@ fn neighbours_vote_by_their_weights() {
     let info = TaskInfo {
         index: 0,
         classes: 0..2,
+        names: Vec::new(),
         train_len: 4,
         test_len: 0,
     };
@@ -238,6 +239,7 @@ fn classes_that_come_again_are_merged() {
             let info = TaskInfo {
                 index: d,
                 classes: 0..10,
+                names: Vec::new(),
                 train_len: labels.len(),
                 test_len: 0,
             };

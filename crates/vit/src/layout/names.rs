@@ -22,10 +22,12 @@ pub(super) enum Convert {
     OutKernel,
     /// Convolution `(p, p, 3, D)` to `(D, 3, p, p)`.
     Convolution,
+    /// A vector or matrix to the same with dimensions of 1 in front.
+    Rows,
 }
 
 use Convert::{
-    Convolution, Optional, OutKernel, Same, Stack, StackBiases, StackKernels, Transpose,
+    Convolution, Optional, OutKernel, Rows, Same, Stack, StackBiases, StackKernels, Transpose,
 };
 
 pub(super) const TIMM_TOP: [Row; 7] = [
@@ -185,4 +187,115 @@ pub(super) const NPZ_BLOCK: [Row; 12] = [
     ("mlp.fc1.bias", &["MlpBlock_3/Dense_0/bias"], Same),
     ("mlp.fc2.weight", &["MlpBlock_3/Dense_1/kernel"], Transpose),
     ("mlp.fc2.bias", &["MlpBlock_3/Dense_1/bias"], Same),
+];
+
+pub(super) const CLIP_TOP: [Row; 7] = [
+    (
+        "cls_token",
+        &["vision_model.embeddings.class_embedding"],
+        Rows,
+    ),
+    (
+        "pos_embed",
+        &["vision_model.embeddings.position_embedding.weight"],
+        Rows,
+    ),
+    (
+        "patch_embed.proj.weight",
+        &["vision_model.embeddings.patch_embedding.weight"],
+        Same,
+    ),
+    // The spelling is that of the files.
+    (
+        "norm_pre.weight",
+        &["vision_model.pre_layrnorm.weight"],
+        Same,
+    ),
+    ("norm_pre.bias", &["vision_model.pre_layrnorm.bias"], Same),
+    ("norm.weight", &["vision_model.post_layernorm.weight"], Same),
+    ("norm.bias", &["vision_model.post_layernorm.bias"], Same),
+];
+
+pub(super) const CLIP_TEXT_TOP: [Row; 7] = [
+    (
+        "token_embedding.weight",
+        &["text_model.embeddings.token_embedding.weight"],
+        Same,
+    ),
+    (
+        "positional_embedding",
+        &["text_model.embeddings.position_embedding.weight"],
+        Same,
+    ),
+    ("norm.weight", &["text_model.final_layer_norm.weight"], Same),
+    ("norm.bias", &["text_model.final_layer_norm.bias"], Same),
+    ("text_projection", &["text_projection.weight"], Same),
+    ("visual_projection", &["visual_projection.weight"], Same),
+    ("logit_scale", &["logit_scale"], Same),
+];
+
+pub(super) const CLIP_BLOCK: [Row; 12] = [
+    ("norm1.weight", &["layer_norm1.weight"], Same),
+    ("norm1.bias", &["layer_norm1.bias"], Same),
+    (
+        "attn.qkv.weight",
+        &[
+            "self_attn.q_proj.weight",
+            "self_attn.k_proj.weight",
+            "self_attn.v_proj.weight",
+        ],
+        Stack,
+    ),
+    (
+        "attn.qkv.bias",
+        &[
+            "self_attn.q_proj.bias",
+            "self_attn.k_proj.bias",
+            "self_attn.v_proj.bias",
+        ],
+        Stack,
+    ),
+    ("attn.proj.weight", &["self_attn.out_proj.weight"], Same),
+    ("attn.proj.bias", &["self_attn.out_proj.bias"], Same),
+    ("norm2.weight", &["layer_norm2.weight"], Same),
+    ("norm2.bias", &["layer_norm2.bias"], Same),
+    ("mlp.fc1.weight", &["mlp.fc1.weight"], Same),
+    ("mlp.fc1.bias", &["mlp.fc1.bias"], Same),
+    ("mlp.fc2.weight", &["mlp.fc2.weight"], Same),
+    ("mlp.fc2.bias", &["mlp.fc2.bias"], Same),
+];
+
+pub(super) const OPEN_CLIP_TOP: [Row; 7] = [
+    ("cls_token", &["visual.class_embedding"], Rows),
+    ("pos_embed", &["visual.positional_embedding"], Rows),
+    ("patch_embed.proj.weight", &["visual.conv1.weight"], Same),
+    ("norm_pre.weight", &["visual.ln_pre.weight"], Same),
+    ("norm_pre.bias", &["visual.ln_pre.bias"], Same),
+    ("norm.weight", &["visual.ln_post.weight"], Same),
+    ("norm.bias", &["visual.ln_post.bias"], Same),
+];
+
+pub(super) const OPEN_CLIP_TEXT_TOP: [Row; 7] = [
+    ("token_embedding.weight", &["token_embedding.weight"], Same),
+    ("positional_embedding", &["positional_embedding"], Same),
+    ("norm.weight", &["ln_final.weight"], Same),
+    ("norm.bias", &["ln_final.bias"], Same),
+    ("text_projection", &["text_projection"], Transpose),
+    ("visual_projection", &["visual.proj"], Transpose),
+    ("logit_scale", &["logit_scale"], Same),
+];
+
+pub(super) const OPEN_CLIP_BLOCK: [Row; 12] = [
+    ("norm1.weight", &["ln_1.weight"], Same),
+    ("norm1.bias", &["ln_1.bias"], Same),
+    ("attn.qkv.weight", &["attn.in_proj_weight"], Same),
+    ("attn.qkv.bias", &["attn.in_proj_bias"], Same),
+    ("attn.proj.weight", &["attn.out_proj.weight"], Same),
+    ("attn.proj.bias", &["attn.out_proj.bias"], Same),
+    ("norm2.weight", &["ln_2.weight"], Same),
+    ("norm2.bias", &["ln_2.bias"], Same),
+    ("mlp.fc1.weight", &["mlp.c_fc.weight"], Same),
+    ("mlp.fc1.bias", &["mlp.c_fc.bias"], Same),
+    ("mlp.fc2.weight", &["mlp.c_proj.weight"], Same),
+    ("mlp.fc2.bias", &["mlp.c_proj.bias"], Same),
 ];

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checkpoint;
+mod clip;
 mod near;
 mod seams;
 
