@@ -20,6 +20,44 @@ pub enum Layout {
     Dinov2,
     /// The original JAX release: `Transformer/encoderblock_0/...` in a NumPy archive.
     Npz,
+    /// Transformers' `CLIPModel`, both towers: `vision_model.encoder.layers.0.self_attn.q_proj.weight`.
+    Clip,
+    /// OpenAI's and open_clip's: `visual.transformer.resblocks.0.attn.in_proj_weight`.
+    OpenClip,
+}
+
+/// What stands between the two layers of an MLP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// Exact GELU.
+    #[default]
+    Gelu,
+    /// `x·σ(1.702 x)`, in OpenAI's CLIP.
+    QuickGelu,
+}
+
+impl Activation {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The text tower of a card.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Text {
+    /// Its weights. Absent where they are in the file of the image tower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Its tokens, a `tokenizer.json`.
+    pub tokenizer: String,
+    /// Attention heads. Absent: one per 64 dimensions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// Activation of its MLPs. Absent: that of the image tower.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
 }
 
 impl fmt::Display for Layout {
@@ -29,6 +67,8 @@ impl fmt::Display for Layout {
             Self::HfVit => "hf-vit",
             Self::Dinov2 => "dinov2",
             Self::Npz => "npz",
+            Self::Clip => "clip",
+            Self::OpenClip => "open-clip",
         })
     }
 }
@@ -112,6 +152,9 @@ pub struct Card {
     pub heads: Option<usize>,
     /// Epsilon of every layer norm (1e-6 in timm and DINOv2, 1e-12 in Transformers' ViT).
     pub eps: f64,
+    /// Activation of its MLPs.
+    #[serde(default, skip_serializing_if = "Activation::is_default")]
+    pub activation: Activation,
     /// Edge in pixels that the position embedding was trained for. Absent where only the tensors tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<u32>,
@@ -127,6 +170,9 @@ pub struct Card {
     /// SHA-256 of the file. Absent: recorded at first use and checked from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// The text tower, for methods that read class names. Absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Text>,
     /// Preprocessing the weights were trained with. Absent for paths without such a file: the recipe must say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocess: Option<Preprocess>,

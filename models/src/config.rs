@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::card::{Interpolation, Layout, Preprocess, Resize};
+use crate::card::{Activation, Interpolation, Layout, Preprocess, Resize};
 use crate::error::{Error, Result};
 
 /// What `config.json` tells.
@@ -17,9 +17,46 @@ pub(crate) struct Facts {
     pub layout: Layout,
     pub heads: usize,
     pub eps: f64,
+    pub activation: Activation,
     pub image_size: u32,
+    /// Of a text tower beside it.
+    pub text: Option<TextFacts>,
     /// timm keeps it in the same file.
     pub preprocess: Option<Preprocess>,
+}
+
+/// What `config.json` tells of a text tower.
+#[derive(Debug, PartialEq)]
+pub(crate) struct TextFacts {
+    pub heads: usize,
+    pub activation: Activation,
+}
+
+/// Transformers' `CLIPConfig`. What is left out has the defaults of its configuration classes, those of ViT-B/32.
+#[derive(Deserialize)]
+struct ClipConfig {
+    #[serde(default)]
+    vision_config: TowerConfig,
+    #[serde(default)]
+    text_config: TowerConfig,
+}
+
+#[derive(Default, Deserialize)]
+struct TowerConfig {
+    num_attention_heads: Option<usize>,
+    layer_norm_eps: Option<f64>,
+    image_size: Option<u32>,
+    hidden_act: Option<String>,
+}
+
+impl TowerConfig {
+    fn activation(&self, path: &Path) -> Result<Activation> {
+        match self.hidden_act.as_deref().unwrap_or("quick_gelu") {
+            "quick_gelu" => Ok(Activation::QuickGelu),
+            "gelu" => Ok(Activation::Gelu),
+            other => Err(unsupported(path, "hidden_act", "gelu or quick_gelu", other)),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -121,6 +158,13 @@ pub(crate) fn facts(path: &Path) -> Result<Facts> {
             "absent",
         ));
     }
+    if value["model_type"] == "clip" {
+        let config = serde_json::from_value(value).map_err(|source| Error::Json {
+            path: path.into(),
+            source,
+        })?;
+        return clip(config, path);
+    }
     let config: Transformers = serde_json::from_value(value).map_err(|source| Error::Json {
         path: path.into(),
         source,
@@ -133,7 +177,7 @@ pub(crate) fn facts(path: &Path) -> Result<Facts> {
             return Err(unsupported(
                 path,
                 "model_type",
-                "vit, dinov2 or dinov2_with_registers",
+                "vit, dinov2, dinov2_with_registers or clip",
                 other,
             ));
         }
@@ -146,7 +190,25 @@ pub(crate) fn facts(path: &Path) -> Result<Facts> {
         layout,
         heads: config.num_attention_heads,
         eps,
+        activation: Activation::Gelu,
         image_size: config.image_size,
+        text: None,
+        preprocess: None,
+    })
+}
+
+fn clip(config: ClipConfig, path: &Path) -> Result<Facts> {
+    let (vision, text) = (config.vision_config, config.text_config);
+    Ok(Facts {
+        layout: Layout::Clip,
+        heads: vision.num_attention_heads.unwrap_or(12),
+        eps: vision.layer_norm_eps.unwrap_or(1e-5),
+        activation: vision.activation(path)?,
+        image_size: vision.image_size.unwrap_or(224),
+        text: Some(TextFacts {
+            heads: text.num_attention_heads.unwrap_or(8),
+            activation: text.activation(path)?,
+        }),
         preprocess: None,
     })
 }
@@ -186,7 +248,9 @@ fn timm(config: Timm, path: &Path) -> Result<Facts> {
         layout: Layout::Timm,
         heads,
         eps: 1e-6,
+        activation: Activation::Gelu,
         image_size,
+        text: None,
         preprocess,
     })
 }
@@ -375,6 +439,8 @@ mod tests {
             layout: card.layout,
             heads: card.heads.unwrap(),
             eps: card.eps,
+            activation: card.activation,
+            text: None,
             image_size: card.image_size.unwrap(),
             preprocess: card.preprocess,
         };
@@ -409,6 +475,17 @@ mod tests {
         let vit = r#"{"model_type": "vit", "hidden_size": 768, "num_attention_heads": 12, "image_size": 224,
             "layer_norm_eps": 1e-12, "hidden_act": "gelu"}"#;
         assert_eq!(read(vit, facts).unwrap().eps, 1e-12);
+        // openai/clip-vit-base-patch16 names few of its settings, LAION's models say GELU.
+        let clip = r#"{"model_type": "clip", "vision_config": {"model_type": "clip_vision_model", "patch_size": 16},
+            "text_config": {"num_attention_heads": 8}}"#;
+        let clip = read(clip, facts).unwrap();
+        let found = (clip.layout, clip.heads, clip.eps, clip.image_size);
+        assert_eq!(found, (Layout::Clip, 12, 1e-5, 224));
+        assert_eq!(clip.activation, Activation::QuickGelu);
+        let laion = r#"{"model_type": "clip", "vision_config": {"hidden_act": "gelu", "num_attention_heads": 16}}"#;
+        let laion = read(laion, facts).unwrap();
+        assert_eq!((laion.activation, laion.heads), (Activation::Gelu, 16));
+        assert_eq!(laion.text.unwrap().activation, Activation::QuickGelu);
         let dino = r#"{"model_type": "dinov2_with_registers", "num_attention_heads": 6, "image_size": 518}"#;
         let dino = read(dino, facts).unwrap();
         assert_eq!((dino.layout, dino.eps), (Layout::Dinov2, 1e-6));

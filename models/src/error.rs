@@ -81,6 +81,12 @@ pub enum Error {
         /// The weights file.
         path: PathBuf,
     },
+    /// A text tower without its tokens.
+    #[error("{} is missing; put the tokenizer.json of the checkpoint there", path.display())]
+    NoTokenizer {
+        /// Where it would be.
+        path: PathBuf,
+    },
     /// A configuration file that is not JSON of the known shape.
     #[error("{}: {source}", path.display())]
     Json {

@@ -23,6 +23,6 @@ mod format;
 mod resolve;
 
 pub use candlewick_hub::{self as hub, DEFAULT_ENDPOINT, HubConfig, Progress};
-pub use card::{Card, Interpolation, Layout, Preprocess, Resize, find, list};
+pub use card::{Activation, Card, Interpolation, Layout, Preprocess, Resize, Text, find, list};
 pub use error::{Error, Result};
-pub use resolve::{Located, Options, Origin, Weights, resolve, resolve_card};
+pub use resolve::{Located, Options, Origin, TextFiles, Weights, resolve, resolve_card};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candlewick_hub::{self as hub, HubConfig, Progress, Wanted, checksum};
 
-use crate::card::{self, Card, Layout};
+use crate::card::{self, Activation, Card, Layout, Text};
 use crate::config::{self, Facts};
 use crate::error::{Error, Result};
 use crate::format::{Format, named_like_a_pickle, sniff};
@@ -23,6 +23,8 @@ pub struct Options<'a> {
     pub file: Option<String>,
     /// Card whose facts hold for the weights at a path: spares it a `config.json`.
     pub card: Option<String>,
+    /// Whether the text tower is wanted too, where there is one.
+    pub text: bool,
     /// Told about downloads.
     pub progress: Option<&'a dyn Progress>,
 }
@@ -35,6 +37,7 @@ impl Options<'_> {
             revision: None,
             file: None,
             card: None,
+            text: false,
             progress: None,
         }
     }
@@ -92,6 +95,47 @@ pub struct Located {
     pub sha256: String,
     /// Where they came from.
     pub origin: Origin,
+    /// The files of the text tower, where it was asked for and there is one.
+    pub text: Option<TextFiles>,
+}
+
+/// The files of a text tower.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextFiles {
+    /// Its weights, perhaps those of the image tower too.
+    pub weights: Weights,
+    /// Its `tokenizer.json`.
+    pub tokenizer: Weights,
+    /// SHA-256 of both hashes, one behind the other.
+    pub sha256: String,
+}
+
+impl TextFiles {
+    /// Whatever the image tower's file is; `own` where the text tower has another.
+    fn new(image: (&Weights, &str), own: Option<Weights>, tokenizer: Weights) -> Result<Self> {
+        let (weights, sha) = match own {
+            Some(own) => {
+                let sha = own.sha256()?;
+                (own, sha)
+            }
+            None => (image.0.clone(), image.1.to_owned()),
+        };
+        let both = format!("{sha}{}", tokenizer.sha256()?);
+        Ok(Self {
+            weights,
+            tokenizer,
+            sha256: checksum::of_bytes(both.as_bytes()),
+        })
+    }
+}
+
+impl Weights {
+    fn sha256(&self) -> Result<String> {
+        Ok(match self {
+            Self::Path(path) => checksum::of_file(path)?,
+            Self::Embedded(bytes) => checksum::of_bytes(bytes),
+        })
+    }
 }
 
 /// Keeps the embedded tensors aligned, so that they can be read in place.
@@ -157,10 +201,22 @@ pub fn resolve_card(card: &Card, options: &Options<'_>) -> Result<Located> {
     if let Some(repo) = &card.hub {
         let revision = card.revision().to_owned();
         let (path, sha256, origin) = from_repo(repo, &revision, None, &card.file, stated, options)?;
+        let weights = Weights::Path(path);
+        let text = match (&card.text, &origin) {
+            (Some(text), Origin::Hub { commit, .. }) if options.text => Some(text_of_repo(
+                text,
+                repo,
+                commit,
+                (&weights, &sha256),
+                options,
+            )?),
+            _ => None,
+        };
         return Ok(Located {
-            weights: Weights::Path(path),
+            weights,
             sha256,
             origin,
+            text,
             card,
         });
     }
@@ -184,6 +240,7 @@ pub fn resolve_card(card: &Card, options: &Options<'_>) -> Result<Located> {
             weights: Weights::Path(path),
             sha256,
             origin,
+            text: None,
             card,
         });
     }
@@ -196,6 +253,7 @@ pub fn resolve_card(card: &Card, options: &Options<'_>) -> Result<Located> {
         weights: Weights::Embedded(bytes),
         sha256,
         origin: Origin::Embedded,
+        text: None,
         card,
     })
 }
@@ -236,6 +294,28 @@ fn from_repo(
         file: file.to_owned(),
     };
     Ok((cached.path, sha256, origin))
+}
+
+/// The text tower of a repository, at the commit its image tower is of.
+fn text_of_repo(
+    text: &Text,
+    repo: &str,
+    commit: &str,
+    image: (&Weights, &str),
+    options: &Options<'_>,
+) -> Result<TextFiles> {
+    let file = |file: &str| -> Result<Weights> {
+        let want = Wanted {
+            repo,
+            revision: commit,
+            file,
+            stated: None,
+        };
+        let found = hub::fetch(&options.hub, &want, options.progress)?;
+        Ok(Weights::Path(found.path))
+    };
+    let own = text.file.as_deref().map(file).transpose()?;
+    TextFiles::new(image, own, file(&text.tokenizer)?)
 }
 
 /// A repository without card: its configuration files make one.
@@ -296,10 +376,19 @@ fn from_hub(id: &str, options: &Options<'_>) -> Result<Located> {
     card.preprocess = preprocess;
     card.hub = Some(repo.to_owned());
     card.revision = Some(revision.to_owned());
+    let weights = Weights::Path(path);
+    let text = match &card.text {
+        Some(text) if options.text => {
+            let image = (&weights, sha256.as_str());
+            Some(text_of_repo(text, repo, &config.commit, image, options)?)
+        }
+        _ => None,
+    };
     Ok(Located {
-        weights: Weights::Path(path),
+        weights,
         sha256,
         origin,
+        text,
         card,
     })
 }
@@ -342,7 +431,9 @@ fn from_path(path: &Path, options: &Options<'_>) -> Result<Located> {
             layout: Layout::Npz,
             heads: 0,
             eps: 1e-6,
+            activation: Activation::Gelu,
             image_size: 0,
+            text: None,
             preprocess: None,
         };
         Card {
@@ -360,13 +451,32 @@ fn from_path(path: &Path, options: &Options<'_>) -> Result<Located> {
         card.preprocess = Some(config::preprocess(&beside)?);
     }
     let sha256 = checksum::of_file(&file)?;
+    let weights = Weights::Path(file.clone());
+    let beside = |name: &str| {
+        let path = folder.join(name);
+        path.exists().then_some(Weights::Path(path))
+    };
+    let text = match &card.text {
+        Some(text) if options.text => {
+            let own = text.file.as_deref().and_then(beside);
+            let tokenizer = beside(&text.tokenizer).ok_or_else(|| Error::NoTokenizer {
+                path: folder.join(&text.tokenizer),
+            })?;
+            Some(TextFiles::new((&weights, &sha256), own, tokenizer)?)
+        }
+        _ => None,
+    };
     Ok(Located {
         card,
-        weights: Weights::Path(file.clone()),
+        weights,
         sha256,
         origin: Origin::Path(file),
+        text,
     })
 }
+
+/// The file that holds the tokens beside weights without a card.
+const TOKENIZER: &str = "tokenizer.json";
 
 fn bare_card(name: &str, file: &str, facts: Facts) -> Card {
     Card {
@@ -380,7 +490,14 @@ fn bare_card(name: &str, file: &str, facts: Facts) -> Card {
         layout: facts.layout,
         heads: Some(facts.heads),
         eps: facts.eps,
+        activation: facts.activation,
         image_size: Some(facts.image_size),
+        text: facts.text.map(|text| Text {
+            file: None,
+            tokenizer: TOKENIZER.to_owned(),
+            heads: Some(text.heads),
+            activation: Some(text.activation),
+        }),
         parameters: None,
         width: None,
         depth: None,

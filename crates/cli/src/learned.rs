@@ -15,6 +15,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::machine;
+use crate::names;
 use crate::prepare;
 use crate::recipe::Recipe;
 use crate::record::{self, PARAMS};
@@ -92,6 +93,11 @@ impl Learned {
             recipe.seed,
         )?;
         let (mut tasks, mut classes) = tasks(&report);
+        if let Some(names) = names::called(&recipe, &classes)? {
+            for task in &mut tasks {
+                task.names = names[task.classes.clone()].to_vec();
+            }
+        }
         for added in &added {
             tasks.push(next(&tasks, &added.class, added.images));
             classes.push(added.class.clone());

@@ -10,6 +10,7 @@ mod learned;
 mod live;
 mod machine;
 mod merge;
+mod names;
 mod outlook;
 mod page;
 mod plot;
@@ -25,7 +26,9 @@ mod stream;
 mod sweep;
 mod table;
 mod tensorboard;
+mod texts;
 mod watch;
+mod zeroshot;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -54,6 +57,9 @@ enum Command {
     Sweep(sweep::SweepArgs),
     /// Name the classes of images with what a finished run has learned
     Predict(predict::PredictArgs),
+    /// Name the test images of a data set by its class names, with a CLIP and no training
+    #[command(name = "zeroshot")]
+    ZeroShot(zeroshot::ZeroShotArgs),
     /// Add a class to a finished run from a folder of images
     Learn(predict::LearnArgs),
     /// Data sets: list, show, fetch and check them, and divide one
@@ -114,6 +120,7 @@ fn main() -> ExitCode {
         Command::Sweep(args) => sweep::sweep(&args),
         Command::Predict(args) => predict::predict(&args),
         Command::Learn(args) => predict::learn(&args),
+        Command::ZeroShot(args) => zeroshot::zeroshot(&args),
         Command::Data(command) => data::data(&command),
         Command::Demo(args) => demo::demo(&args),
         Command::Backbones(command) => backbones(command),

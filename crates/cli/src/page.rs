@@ -187,7 +187,7 @@ fn images(config: &Path) -> Option<Parts> {
     if !config.exists() {
         return None;
     }
-    sets::parts(&Recipe::load(config, &[]).ok()?).ok()
+    sets::parts(&Recipe::load(config, &[]).ok()?.data).ok()
 }
 
 /// Adds thumbnails of the worst images; those that cannot be read are named only.

@@ -9,14 +9,16 @@ use candle_core::{DType, Device, Tensor};
 use candlewick_core::report::{NUMERICS, class_order_hash, hex};
 use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source};
-use candlewick_methods::{Extent, MethodConfig};
+use candlewick_methods::{Beside, Extent, MethodConfig, Reference};
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
-use candlewick_vit::{Vit, Weights};
+use candlewick_vit::{Activation, Clip, TextOptions, Tokenizer, Vit, Weights};
 use sha2::{Digest as _, Sha256};
 
 use crate::features::Keep;
+use crate::names;
 use crate::recipe::{PRESET, Recipe};
 use crate::sets;
+use crate::texts;
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
 pub struct Plan {
@@ -29,6 +31,8 @@ pub struct Plan {
     pub device: Device,
     pub threads: usize,
     parts: Parts,
+    /// What the method holds on to.
+    reference: Option<Reference>,
 }
 
 /// A backbone that is loaded.
@@ -58,7 +62,7 @@ impl Plan {
             Some(threads) => threads,
             None => std::thread::available_parallelism()?.get(),
         };
-        let parts = sets::parts(&recipe)?;
+        let parts = sets::parts(&recipe.data)?;
         let outlook = Outlook::of(&recipe, fetch)?;
         let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref(), origin)?;
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
@@ -72,6 +76,12 @@ impl Plan {
         method
             .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
+        let stream = names::named(&recipe, stream)?;
+        let reference = reference(&recipe, &parts, &loader).with_context(|| origin.to_owned())?;
+        if let MethodConfig::Zscl(config) = &method {
+            let had = config.has(reference.as_ref());
+            had.with_context(|| origin.to_owned())?;
+        }
         let stream = match method.wants_all_seen() {
             true => stream.cumulative(),
             false => stream,
@@ -95,6 +105,7 @@ impl Plan {
             device,
             threads,
             parts,
+            reference,
         };
         Ok((plan, outlook))
     }
@@ -137,7 +148,8 @@ impl Plan {
     /// The stream without its pixels, for a backbone that has the features.
     pub fn stream_of_features(&self) -> Result<Stream> {
         let loader = self.loader.without_pixels();
-        Ok(self.recipe.stream.build(&self.parts, &loader)?)
+        let stream = self.recipe.stream.build(&self.parts, &loader)?;
+        names::named(&self.recipe, stream)
     }
 
     /// The side of the images the backbone will see.
@@ -149,20 +161,34 @@ impl Plan {
     pub fn load(&self, progress: &dyn Progress) -> Result<Loaded> {
         let located = locate(&self.recipe, HubConfig::from_env()?, Some(progress))?;
         let vit = load_vit(&self.recipe, &located, self.image_size()?, &self.device)?;
+        let precision = vit.precision().name();
+        let vit = match vit.language() {
+            Some(language) => vit.speaking(texts::kept(self, &located, precision, language)),
+            None => vit,
+        };
         Ok(Loaded {
             vit: Arc::new(vit),
             located,
         })
     }
 
+    /// Whether features are kept on disk.
+    pub fn keeps_features(&self) -> bool {
+        self.recipe.features != Keep::Off
+    }
+
     /// A fresh method.
     pub fn build(&self, backbone: Arc<dyn Backbone>) -> Result<Box<dyn Method>> {
         let recipe = &self.recipe;
-        let method = self.method.build(
+        let beside = Beside {
+            reference: self.reference.clone(),
+        };
+        let method = self.method.build_beside(
             backbone,
             recipe.train.as_ref(),
             recipe.data.eval_batch,
             recipe.seed,
+            beside,
         )?;
         Ok(method)
     }
@@ -171,6 +197,7 @@ impl Plan {
         Fingerprint {
             backbone: self.recipe.backbone.label(),
             weights: loaded.located.sha256.clone(),
+            text: loaded.located.text.as_ref().map(|text| text.sha256.clone()),
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
             preset: self.preset(),
@@ -324,6 +351,7 @@ pub fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) 
     options.revision = table.revision.clone();
     options.file = table.file.clone();
     options.card = table.card.clone();
+    options.text = recipe.reads_texts();
     options.progress = progress;
     let name = match (&table.path, &table.name) {
         // A path is never mistaken for a card or an id.
@@ -342,22 +370,70 @@ fn path_name(path: PathBuf) -> String {
 
 /// The backbone of a recipe for images of `size` pixels.
 pub fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
-    let weights = match &located.weights {
-        candlewick_models::Weights::Path(path) => Weights::open(path)?,
-        candlewick_models::Weights::Embedded(bytes) => {
-            Weights::embedded(&located.card.name, bytes)?
-        }
+    let card = &located.card;
+    let open = |weights: &candlewick_models::Weights| match weights {
+        candlewick_models::Weights::Path(path) => Weights::open(path),
+        candlewick_models::Weights::Embedded(bytes) => Weights::embedded(&card.name, bytes),
     };
     let options = candlewick_vit::Options {
-        heads: recipe.backbone.heads.or(located.card.heads),
-        eps: Some(located.card.eps),
-        activation: None,
+        heads: recipe.backbone.heads.or(card.heads),
+        eps: Some(card.eps),
+        activation: Some(activation(card.activation)),
         image_size: Some(size),
         depth: recipe.backbone.depth,
         precision: recipe.precision.for_vit(),
         checkpoint_activations: recipe.checkpoint_activations,
     };
-    Ok(Vit::load(&weights, &options, device)?)
+    let vit = Vit::load(&open(&located.weights)?, &options, device)?;
+    let (Some(files), Some(text)) = (&located.text, &card.text) else {
+        return Ok(vit);
+    };
+    let tokenizer = match &files.tokenizer {
+        candlewick_models::Weights::Path(path) => Tokenizer::open(path)?,
+        candlewick_models::Weights::Embedded(bytes) => Tokenizer::of_bytes(&card.name, bytes)?,
+    };
+    let options = TextOptions {
+        heads: text.heads,
+        eps: None,
+        activation: Some(activation(text.activation.unwrap_or(card.activation))),
+        precision: recipe.precision.for_vit(),
+    };
+    let clip = Clip::load(&open(&files.weights)?, tokenizer, &options, device)?;
+    Ok(vit.speaking(Arc::new(clip)))
+}
+
+fn activation(card: candlewick_models::Activation) -> Activation {
+    match card {
+        candlewick_models::Activation::Gelu => Activation::Gelu,
+        candlewick_models::Activation::QuickGelu => Activation::QuickGelu,
+    }
+}
+
+/// The `[reference]` of a recipe. Its images have ids behind those of the stream.
+fn reference(recipe: &Recipe, parts: &Parts, loader: &Loader) -> Result<Option<Reference>> {
+    let Some(table) = &recipe.reference else {
+        return Ok(None);
+    };
+    let own = sets::parts(&table.data).context("reference")?.train;
+    let first = (parts.train.len() + parts.test.len()) as u64;
+    let labels = (0..own.len()).map(|i| own.label(i) as u32).collect();
+    let members = (0..own.len()).collect();
+    let images = loader.split(own, members, labels, first, u64::MAX)?;
+    let path = &table.sentences;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("reference.sentences: {}", path.display()))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let sentences: Vec<String> = lines.map(str::to_owned).collect();
+    if sentences.is_empty() {
+        bail!(
+            "reference.sentences: {}: expected a sentence a line, found none",
+            path.display()
+        );
+    }
+    Ok(Some(Reference {
+        images: Arc::new(images),
+        sentences,
+    }))
 }
 
 /// By its name in recipes.

@@ -35,6 +35,9 @@ pub struct Recipe {
     pub data: DataTable,
     pub stream: StreamTable,
     pub backbone: BackboneTable,
+    /// Images and sentences of no task, for methods that hold on to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ReferenceTable>,
     /// Laid over the preprocessing of the backbone's card.
     #[serde(default)]
     pub preprocess: Table,
@@ -42,6 +45,15 @@ pub struct Recipe {
     pub method: Table,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<Train>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferenceTable {
+    /// A data set; its training images are taken.
+    pub data: DataTable,
+    /// A text file with a sentence a line.
+    pub sentences: PathBuf,
 }
 
 fn cpu() -> String {
@@ -57,6 +69,9 @@ pub struct DataTable {
     /// Where it lies; or, without a name, a folder, archive or table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// What classes are called in words: a CSV file of class and words, for methods that read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_names: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<TestSplit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,6 +158,11 @@ impl Recipe {
     pub fn method_name(&self) -> &str {
         let name = self.method.get("name").and_then(Value::as_str);
         name.unwrap_or_default()
+    }
+
+    /// Whether its method reads class names.
+    pub fn reads_texts(&self) -> bool {
+        self.method("").is_ok_and(|method| method.reads_texts())
     }
 
     /// The method and its settings.

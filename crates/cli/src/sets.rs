@@ -7,12 +7,11 @@ use candlewick_data::{Parts, demo};
 use candlewick_models::HubConfig;
 use candlewick_sets::{Card, default_folder};
 
-use crate::recipe::{DEMO, Recipe};
+use crate::recipe::{DEMO, DataTable};
 use crate::{print, table, watch};
 
 /// The images of a recipe.
-pub fn parts(recipe: &Recipe) -> Result<Parts> {
-    let data = &recipe.data;
+pub fn parts(data: &DataTable) -> Result<Parts> {
     let split = data.split.as_ref();
     let (parts, place) = match (&data.name, &data.path) {
         (Some(name), None) if name == DEMO => (demo()?, DEMO.to_owned()),

@@ -261,6 +261,14 @@ impl Observer for Watch<'_> {
     }
 }
 
+/// A bar that counts images, on a terminal.
+pub fn images_bar(label: &'static str, images: usize) -> ProgressBar {
+    match std::io::stderr().is_terminal() {
+        true => ProgressBar::new(images as u64).with_style(style(label, true)),
+        false => ProgressBar::hidden(),
+    }
+}
+
 /// A bar for images that are looked at once.
 pub struct Looking {
     bar: ProgressBar,
@@ -271,10 +279,7 @@ pub struct Looking {
 impl Looking {
     /// `there` images are in `path` already.
     pub fn new(label: &'static str, images: usize, there: usize, path: &Path) -> Self {
-        let bar = match std::io::stderr().is_terminal() {
-            true => ProgressBar::new(images as u64).with_style(style(label, true)),
-            false => ProgressBar::hidden(),
-        };
+        let bar = images_bar(label, images);
         say(&format!(
             "{label}: {images} images to look at, {there} in {}",
             path.display()

@@ -43,6 +43,22 @@ pub trait Language: Send + Sync {
     /// Features `(B, D)` of the backbone to the joint space `(B, E)`, not normalised.
     fn images(&self, features: &Tensor) -> Result<Tensor>;
 
+    /// Whole texts to the joint space `(n, E)`, not normalised. Whoever keeps embeddings answers from there.
+    fn encode(&self, texts: &[String]) -> Result<Tensor> {
+        let tokens = texts.iter().map(|text| self.tokens(text));
+        let tokens: Vec<Vec<u32>> = tokens.collect::<Result<_>>()?;
+        if tokens.is_empty() {
+            return Err(Error::State {
+                problem: "there is no text to encode; give at least one class or template".into(),
+            });
+        }
+        let parts = tokens.chunks(TOGETHER).map(|tokens| {
+            let (embedded, ends) = embed_all(self, tokens)?;
+            self.texts(&embedded, &ends)
+        });
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
     /// The factor `exp(s)` on cosines, a scalar.
     fn scale(&self) -> Result<Tensor>;
 
@@ -75,24 +91,11 @@ pub struct ThawedLanguage {
 /// Texts that go through the tower together.
 const TOGETHER: usize = 128;
 
-/// Whole texts to the joint space `(n, E)`, not normalised.
-pub fn encode<S: AsRef<str>>(language: &dyn Language, texts: &[S]) -> Result<Tensor> {
-    let texts = texts.iter().map(|text| language.tokens(text.as_ref()));
-    let tokens: Vec<Vec<u32>> = texts.collect::<Result<_>>()?;
-    if tokens.is_empty() {
-        return Err(Error::State {
-            problem: "there is no text to encode; give at least one class or template".into(),
-        });
-    }
-    let parts = tokens.chunks(TOGETHER).map(|tokens| {
-        let (embedded, ends) = embed_all(language, tokens)?;
-        language.texts(&embedded, &ends)
-    });
-    Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
-}
-
 /// Texts as rows of one tensor `(n, L, W)`, the shorter ones filled up with their last token, and where each ends.
-pub fn embed_all(language: &dyn Language, tokens: &[Vec<u32>]) -> Result<(Tensor, Vec<usize>)> {
+pub fn embed_all<L: Language + ?Sized>(
+    language: &L,
+    tokens: &[Vec<u32>],
+) -> Result<(Tensor, Vec<usize>)> {
     let ends: Vec<usize> = tokens.iter().map(|t| t.len().saturating_sub(1)).collect();
     let length = ends.iter().max().map_or(0, |end| end + 1);
     let filled: Vec<u32> = tokens

@@ -56,6 +56,9 @@ pub struct Fingerprint {
     pub backbone: String,
     /// SHA-256 of the weight file.
     pub weights: String,
+    /// SHA-256 of the hashes of text tower and tokenizer, of methods that read class names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Blocks used.
     pub depth: usize,
     /// SHA-256 of the resolved preprocessing.

@@ -10,10 +10,14 @@ pub mod aper;
 pub mod attention_adapter;
 pub mod choice;
 pub mod class_attention;
+pub mod class_texts;
 pub mod classifier;
 pub mod coda;
 pub mod cofima;
 pub mod conformance;
+pub mod context;
+pub mod continual_clip;
+pub mod coop;
 pub mod dap;
 pub mod draw;
 pub mod dualprompt;
@@ -42,9 +46,11 @@ pub mod simplecil;
 pub mod slca;
 pub mod ssf;
 mod tables;
+pub mod templates;
 pub mod tuning;
 pub mod vpt;
 pub mod whole;
+pub mod zscl;
 
 use std::sync::Arc;
 
@@ -56,6 +62,8 @@ pub use choice::BatchVote;
 pub use classifier::{Classifier, OneLook, Seen};
 pub use coda::Coda;
 pub use cofima::CoFiMa;
+pub use continual_clip::ContinualClip;
+pub use coop::Coop;
 pub use dap::Dap;
 pub use draw::Draw;
 pub use dualprompt::DualPrompt;
@@ -79,8 +87,17 @@ pub use ranpac::RanPac;
 pub use simplecil::SimpleCil;
 pub use slca::Slca;
 pub use tables::{About, COMPAT, Compat, METHODS, replaced};
+pub use templates::Templates;
 pub use tuning::Tuning;
 pub use vpt::Vpt;
+pub use zscl::{Reference, Zscl};
+
+/// What some methods need beside the backbone.
+#[derive(Clone, Default)]
+pub struct Beside {
+    /// Images and sentences of no task, see [`zscl`].
+    pub reference: Option<Reference>,
+}
 
 /// A method and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -136,6 +153,13 @@ pub enum MethodConfig {
     Slca(Slca),
     /// See [`cofima`].
     CoFiMa(CoFiMa),
+    /// See [`continual_clip`].
+    #[serde(rename = "continual-clip")]
+    ContinualClip(ContinualClip),
+    /// See [`coop`].
+    Coop(Coop),
+    /// See [`zscl`].
+    Zscl(Zscl),
 }
 
 impl MethodConfig {
@@ -168,6 +192,9 @@ impl MethodConfig {
             "joint" => Self::Joint(Joint::deserialize(settings)?),
             "slca" => Self::Slca(Slca::deserialize(settings)?),
             "cofima" => Self::CoFiMa(CoFiMa::deserialize(settings)?),
+            "continual-clip" => Self::ContinualClip(ContinualClip::deserialize(settings)?),
+            "coop" => Self::Coop(Coop::deserialize(settings)?),
+            "zscl" => Self::Zscl(Zscl::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -181,10 +208,26 @@ impl MethodConfig {
         eval_batch: usize,
         seed: u64,
     ) -> Result<Box<dyn Method>> {
+        self.build_beside(backbone, train, eval_batch, seed, Beside::default())
+    }
+
+    /// The same with what some methods need beside the backbone.
+    pub fn build_beside(
+        &self,
+        backbone: Arc<dyn Backbone>,
+        train: Option<&Train>,
+        eval_batch: usize,
+        seed: u64,
+        beside: Beside,
+    ) -> Result<Box<dyn Method>> {
         let train = self.check(train)?;
         Ok(match (self, train) {
             (Self::Linear(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Zscl(config), Some(train)) => {
+                Box::new(config.build(backbone, train, beside.reference, seed)?)
+            }
+            (Self::Coop(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Vpt(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Dap(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::RandomPrompt(config), Some(train)) => {
@@ -227,6 +270,7 @@ impl MethodConfig {
             (Self::NearestMean(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::Knn(config), _) => Box::new(config.build(backbone, eval_batch)?),
             (Self::JointRidge(config), _) => Box::new(config.build(backbone, eval_batch, seed)?),
+            (Self::ContinualClip(config), _) => Box::new(config.build(backbone)?),
             (Self::SimpleCil(config), _) => Box::new(config.build(backbone, eval_batch)),
             (_, None) => return Err(self.needs_train()),
         })
@@ -255,6 +299,9 @@ impl MethodConfig {
             Self::Joint(config) => config.0.check()?,
             Self::Slca(config) => config.check()?,
             Self::CoFiMa(config) => config.check()?,
+            Self::ContinualClip(config) => config.check()?,
+            Self::Coop(config) => config.check()?,
+            Self::Zscl(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -280,6 +327,8 @@ impl MethodConfig {
             | Self::SimpleCil(_)
             | Self::NearestMean(_)
             | Self::Knn(_)
+            | Self::ContinualClip(_)
+            | Self::Coop(_)
             | Self::JointRidge(_) => true,
             Self::RanPac(config) => config.tuning.is_none(),
             Self::FeCam(config) => config.tuning.is_none(),
@@ -301,6 +350,8 @@ impl MethodConfig {
             | Self::Joint(_)
             | Self::Slca(_)
             | Self::CoFiMa(_)
+            | Self::Coop(_)
+            | Self::Zscl(_)
             | Self::Lae(_)
             | Self::Ease(_)
             | Self::Esn(_)
@@ -311,6 +362,7 @@ impl MethodConfig {
             | Self::RanPac(_)
             | Self::FeCam(_)
             | Self::Knn(_)
+            | Self::ContinualClip(_)
             | Self::JointRidge(_)
             | Self::JointLinear(_)
             | Self::Aper(_) => true,
@@ -323,7 +375,7 @@ impl MethodConfig {
             Scenario::DomainIncremental(_) if !self.takes_classes_again() => Err(Error::setting(
                 "stream.kind",
                 format!(
-                    "`{}` learns each class in one task; \"domain-incremental\" streams are for methods without prompts of their tasks: aper, fecam, joint-linear, joint-ridge, knn, linear, nearest-mean, ranpac, simplecil",
+                    "`{}` learns each class in one task; \"domain-incremental\" streams are for methods without prompts of their tasks: aper, continual-clip, fecam, joint-linear, joint-ridge, knn, linear, nearest-mean, ranpac, simplecil",
                     self.about().name
                 ),
             )),
@@ -331,12 +383,17 @@ impl MethodConfig {
         }
     }
 
+    /// Whether it reads class names, so that the backbone needs a text tower.
+    pub fn reads_texts(&self) -> bool {
+        matches!(self, Self::ContinualClip(_) | Self::Coop(_) | Self::Zscl(_))
+    }
+
     /// Whether every weight of the backbone trains, in all tasks or in the first.
     pub fn trains_backbone(&self) -> bool {
         let whole = |tuning: &Tuning| matches!(tuning, Tuning::Finetune {});
         match self {
             Self::Finetune(config) | Self::Joint(Joint(config)) => config.trains_backbone(),
-            Self::Slca(_) | Self::CoFiMa(_) => true,
+            Self::Slca(_) | Self::CoFiMa(_) | Self::Zscl(_) => true,
             Self::Aper(config) => whole(&config.tuning),
             Self::RanPac(config) => config.tuning.as_ref().is_some_and(whole),
             Self::FeCam(config) => config.tuning.as_ref().is_some_and(whole),
@@ -374,6 +431,8 @@ impl MethodConfig {
             Self::Aper(_) => "aper",
             Self::Coda(_) => "coda",
             Self::CoFiMa(_) => "cofima",
+            Self::ContinualClip(_) => "continual-clip",
+            Self::Coop(_) => "coop",
             Self::Dap(_) => "dap",
             Self::DualPrompt(_) => "dualprompt",
             Self::Ease(_) => "ease",
@@ -394,6 +453,7 @@ impl MethodConfig {
             Self::SimpleCil(_) => "simplecil",
             Self::Slca(_) => "slca",
             Self::Vpt(_) => "vpt",
+            Self::Zscl(_) => "zscl",
         };
         let place = METHODS.iter().position(|about| about.name == name);
         METHODS[place.unwrap_or_default()]
@@ -420,6 +480,9 @@ impl MethodConfig {
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)
+            | Self::ContinualClip(_)
+            | Self::Coop(_)
+            | Self::Zscl(_)
             | Self::Ease(_)
             | Self::NearestMean(_)
             | Self::Knn(_)

@@ -46,6 +46,18 @@ pub const METHODS: &[About] = &[
         trains: true,
     },
     About {
+        name: "continual-clip",
+        what: "zero-shot by class names over the classes seen; nothing trains, the floor of CLIP methods",
+        paper: "Thengane et al. 2022, CLIP model is an Efficient Continual Learner",
+        trains: false,
+    },
+    About {
+        name: "coop",
+        what: "learned context in front of class names, for each task or class",
+        paper: "Zhou et al. 2022, Learning to Prompt for Vision-Language Models",
+        trains: true,
+    },
+    About {
         name: "dap",
         what: "prompts made for each image from the tokens of each block",
         paper: "Jung et al. 2023, Generating Instance-level Prompts for Rehearsal-free Continual Learning",
@@ -163,6 +175,12 @@ pub const METHODS: &[About] = &[
         name: "vpt",
         what: "free prompt tokens, shallow or deep, tuned on every task",
         paper: "Jia et al. 2022, Visual Prompt Tuning",
+        trains: true,
+    },
+    About {
+        name: "zscl",
+        what: "both towers of a CLIP trained, held by a reference set, by where they were, and by averaging",
+        paper: "Zheng et al. 2023, Preventing Zero-Shot Transfer Degradation in Continual Learning of Vision-Language Models",
         trains: true,
     },
 ];

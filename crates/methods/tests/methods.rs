@@ -9,6 +9,8 @@ mod alignment;
 mod aper;
 #[path = "methods/base.rs"]
 mod base;
+#[path = "methods/clip.rs"]
+mod clip;
 #[path = "methods/coda.rs"]
 mod coda;
 #[path = "methods/dap.rs"]

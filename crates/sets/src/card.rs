@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::read::Reading;
 
 static CARDS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/cards");
+static NAMES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/names");
 
 /// A number of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +67,19 @@ pub struct Card {
     /// The names of the classes in natural order, for sources that do not carry them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
+    /// A file in `names/` of class and words, for classes that are called by numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<String>,
     /// Where it can be had, the one that is taken by default first.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
+}
+
+impl Card {
+    /// Lines of class and words, where it has them.
+    pub fn words(&self) -> Option<&'static str> {
+        NAMES.get_file(self.words.as_deref()?)?.contents_utf8()
+    }
 }
 
 /// One place to have a data set from.

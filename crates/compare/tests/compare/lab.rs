@@ -43,6 +43,7 @@ pub fn report(percent: f64) -> Report {
         fingerprint: Fingerprint {
             backbone: "vit-micro".into(),
             weights: "11".repeat(32),
+            text: None,
             depth: 6,
             preprocess: "22".repeat(32),
             preset: None,

@@ -13,7 +13,7 @@ use candlewick_data::{
     class_incremental, demo, domain_incremental,
 };
 use candlewick_methods::{MethodConfig, conformance};
-use candlewick_vit::{Options, Precision, Vit, Weights};
+use candlewick_vit::{Clip, Options, Precision, TextOptions, Tokenizer, Vit, Weights};
 
 use crate::near::{assert_near, precisions};
 
@@ -48,6 +48,60 @@ pub fn tiny_in(precision: Precision) -> Arc<Vit> {
     };
     let weights = Weights::open(&path).unwrap();
     Arc::new(Vit::load(&weights, &options, &Device::Cpu).unwrap())
+}
+
+/// The tiny CLIP of the fixtures for images of `size` pixels, and its text tower, with token embeddings that were drawn.
+pub fn clip_in(precision: Precision, size: usize) -> (Arc<Vit>, Arc<Clip>) {
+    let noise = (0..49408 * 32).map(|i: u64| {
+        let x = i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+        x as f32 / (1u64 << 24) as f32 - 0.5
+    });
+    clip_of(&clip_weights(noise.collect()), precision, size)
+}
+
+pub const CLIP: &str = "../vit/tests/fixtures/clip";
+
+/// Its weights with the token embeddings of the fixture, of which all but a few are 0.
+pub fn clip_fixture() -> Tensors {
+    let data = tensors(here(CLIP).join("data.safetensors"));
+    let mut tokens = vec![0f32; 49408 * 32];
+    let ids: Vec<i64> = data["in.token_rows.ids"].to_vec1().unwrap();
+    let rows: Vec<Vec<f32>> = data["in.token_rows.values"].to_vec2().unwrap();
+    for (id, row) in ids.iter().zip(rows) {
+        tokens[*id as usize * 32..][..32].copy_from_slice(&row);
+    }
+    clip_weights(tokens)
+}
+
+fn clip_weights(tokens: Vec<f32>) -> Tensors {
+    let mut weights = tensors(here(CLIP).join("clip_without_token_embedding.safetensors"));
+    let tokens = Tensor::from_vec(tokens, (49408, 32), &Device::Cpu).unwrap();
+    let name = "text_model.embeddings.token_embedding.weight";
+    weights.insert(name.into(), tokens);
+    weights
+}
+
+/// Both towers of these weights.
+pub fn clip_of(weights: &Tensors, precision: Precision, size: usize) -> (Arc<Vit>, Arc<Clip>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    candle_core::safetensors::save(weights, &path).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    let options = TextOptions {
+        heads: Some(4),
+        precision,
+        ..TextOptions::default()
+    };
+    let tokenizer = Tokenizer::open(&here(CLIP).join("tokenizer.json")).unwrap();
+    let clip = Arc::new(Clip::load(&weights, tokenizer, &options, &Device::Cpu).unwrap());
+    let options = Options {
+        heads: Some(4),
+        image_size: Some(size),
+        precision,
+        ..Options::default()
+    };
+    let vit = Vit::load(&weights, &options, &Device::Cpu).unwrap();
+    (Arc::new(vit.speaking(clip.clone())), clip)
 }
 
 pub fn max_abs(t: &Tensor) -> f32 {
@@ -270,7 +324,10 @@ pub fn conforms(config: MethodConfig, augmented: bool) -> Result<()> {
 }
 
 fn conforms_in(precision: Precision, config: &MethodConfig, stream: &Stream) -> Result<()> {
-    let backbone = micro_in(precision);
+    let backbone = match config.reads_texts() {
+        true => clip_in(precision, 64).0,
+        false => micro_in(precision),
+    };
     let weights = backbone.weights().clone();
     let train_table = config.trains().then(quick);
     let build = || -> Result<Box<dyn Method>> {

@@ -4,7 +4,7 @@ use candlewick_methods::{COMPAT, METHODS, MethodConfig};
 use toml::{Table, Value};
 
 /// Settings of every method without a switch.
-fn plain(method: &str) -> Table {
+pub fn plain(method: &str) -> Table {
     let text = match method {
         "vpt" => "depth = \"deep\"\nlength = 2",
         "coda" => "blocks = [0, 1]\ncomponents = 2\nlength = 2",
@@ -23,7 +23,9 @@ fn plain(method: &str) -> Table {
             "bottleneck = 2\nalignment = { epochs = 1, samples = 4, lr = 0.01, shrink = \"none\" }"
         }
         "random-prompt" => "length = 2",
-        "linear" | "simplecil" | "joint-linear" | "joint-ridge" => "",
+        "linear" | "simplecil" | "joint-linear" | "joint-ridge" | "continual-clip" => "",
+        "coop" => "length = 2",
+        "zscl" => "average_every = 2\nconsolidation = 0.1\nlabel_smoothing = 0.1",
         "aper" => "tuning = { kind = \"vpt-deep\", length = 2 }",
         "fecam" => "shrinkage = [100.0, 0.0]\ntuning = { kind = \"vpt-deep\", length = 2 }",
         "knn" => "k = 5\ndistance = \"cosine\"\nweights = \"distance\"",
@@ -42,7 +44,7 @@ fn plain(method: &str) -> Table {
     text.parse().unwrap()
 }
 
-fn read(method: &str, settings: Table) -> MethodConfig {
+pub fn read(method: &str, settings: Table) -> MethodConfig {
     MethodConfig::read(method, Value::Table(settings))
         .unwrap()
         .unwrap()

@@ -1,7 +1,7 @@
 //! Both towers of CLIP against transformers and open_clip.
 
 use candle_core::{DType, Device, Tensor, Var};
-use candlewick_core::language::{embed_all, encode, unit};
+use candlewick_core::language::{embed_all, unit};
 use candlewick_core::{Backbone as _, Language as _};
 use candlewick_vit::{
     Activation, Clip, Error, Layout, Options, Precision, TextOptions, Tokenizer, Vit, Weights,
@@ -256,10 +256,10 @@ const SMALL: &str = r#"{"version": "1.0", "added_tokens": [], "normalizer": null
 #[test]
 fn a_thawed_text_tower_is_the_same_and_trains() {
     let (_, clip) = towers(&whole(), Precision::F32);
-    let texts = ["a photo of a cat.", "two dogs"];
-    let still = encode(&clip, &texts).unwrap();
+    let texts = ["a photo of a cat.", "two dogs"].map(String::from);
+    let still = clip.encode(&texts).unwrap();
     let thawed = clip.thaw().unwrap();
-    let moving = encode(thawed.language.as_ref(), &texts).unwrap();
+    let moving = thawed.language.encode(&texts).unwrap();
     assert_close("thawed", &moving, &still, 1e-6, 1e-6);
     let pixels = Tensor::ones((1, 48), DType::F32, &Device::Cpu).unwrap();
     let images = thawed.language.images(&pixels).unwrap();
@@ -275,7 +275,7 @@ fn a_thawed_text_tower_is_the_same_and_trains() {
         .map(|(name, var)| (name.clone(), var.as_tensor().clone()));
     let mut state: std::collections::BTreeMap<_, _> = state.collect();
     let again = clip.with_weights(&state).unwrap();
-    let again = encode(again.as_ref(), &texts).unwrap();
+    let again = again.encode(&texts).unwrap();
     assert_close("rebuilt", &again, &still, 1e-6, 1e-6);
     state.remove("text_projection");
     let error = clip.with_weights(&state).err().unwrap().to_string();
