@@ -192,13 +192,13 @@ impl Observer for Watch<'_> {
                 epoch,
                 epochs,
                 images,
+                pass,
                 loss,
             } => {
                 if self.epoch != epoch {
                     self.epoch = epoch;
                     let task = self.times.len();
-                    let length = self.stream.tasks[task - 1].info.train_len * epochs;
-                    self.bar.set_length(length as u64);
+                    self.bar.set_length((pass * epochs) as u64);
                     self.bar
                         .set_message(format!("task {task}/{of} epoch {}/{epochs}", epoch + 1));
                 }

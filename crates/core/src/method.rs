@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::exemplars::Exemplars;
 use crate::session::Session;
 use crate::task::{Batch, Task, TaskInfo};
 use crate::usage::Choice;
@@ -48,6 +49,13 @@ pub trait Method {
     fn end_task(&mut self, task: &Task, progress: Progress<'_>) -> Result<()> {
         let _ = (task, progress);
         Ok(())
+    }
+
+    /// Past training images that are to be among those of the next task: [`observe`](Self::observe) then gets batches of both.
+    /// They are chosen in [`end_task`](Self::end_task), which may look at `task.train`, and are part of
+    /// [`state`](Self::state). `None` for methods that keep no images.
+    fn exemplars(&self) -> Option<Exemplars> {
+        None
     }
 
     /// Scores `(B, classes seen)`; the largest of a row is the predicted label. A row depends on

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::exemplars::ExemplarUse;
 use crate::metrics::{AccuracyMatrix, Metrics, mean, std_dev};
 use crate::run::Outcome;
 use crate::task::{Scenario, Stream};
@@ -134,6 +135,9 @@ pub struct Report {
     /// What test images took from the pools of the method; left out where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<PoolUse>,
+    /// The past training images that the method kept; left out where it keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exemplars: Option<ExemplarUse>,
 }
 
 impl Report {
@@ -186,6 +190,7 @@ impl Report {
             fingerprint,
             cost: outcome.cost,
             pools: outcome.pools.clone(),
+            exemplars: outcome.exemplars.clone(),
         }
     }
 

@@ -6,11 +6,12 @@ use candle_core::{D, Tensor};
 
 use crate::classes::ClassAccuracy;
 use crate::error::{Error, Result};
+use crate::exemplars::{ExemplarUse, training};
 use crate::method::Method;
 use crate::metrics::AccuracyMatrix;
 use crate::report::{Cost, Prediction};
 use crate::standing::{Phase, Standing};
-use crate::task::{Batch, Scenario, Stream, Task, TaskInfo, View};
+use crate::task::{Batch, Scenario, Split, Stream, Task, TaskInfo, View};
 use crate::usage::{self, PoolUse, Tally};
 
 /// What a run needs besides a method and a stream.
@@ -35,6 +36,8 @@ pub enum Event<'a> {
         epochs: usize,
         /// Images of this step.
         images: usize,
+        /// Images of a pass: those of the task, and past ones that come again.
+        pass: usize,
         /// The loss, where it was read back.
         loss: Option<f32>,
     },
@@ -86,6 +89,8 @@ pub struct Outcome {
     pub cost: Cost,
     /// What test images took from the pools of the method.
     pub pools: Vec<PoolUse>,
+    /// The past images that it kept, of a method that keeps any.
+    pub exemplars: Option<ExemplarUse>,
 }
 
 /// The loss is read back from the device every so many steps.
@@ -121,7 +126,9 @@ pub fn go_on(
             };
         }
         if let Phase::Training { .. } = at.phase {
-            train(method, task, options.seed, &mut at, watch)?;
+            let split = training(method, stream, at.task())?;
+            let of = (&task.info, &*split);
+            train(method, of, options.seed, &mut at, watch)?;
             method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;
             at.phase = Phase::Learned;
             watch.keep(&at, method)?;
@@ -163,6 +170,8 @@ pub fn go_on(
             tallies.push(seen.tally);
         }
         usage::close(&mut at.pools, &tallies)?;
+        let kept = method.exemplars().map_or(0, |kept| kept.ids.len());
+        at.exemplars.push(kept);
         at.accuracy.push(row, counts);
         at.phase = Phase::Ahead;
         watch.on(Event::TaskEnd {
@@ -181,6 +190,10 @@ pub fn go_on(
         predictions,
         cost: at.cost,
         pools: at.pools,
+        exemplars: method.exemplars().map(|kept| ExemplarUse {
+            rule: kept.rule,
+            images: at.exemplars,
+        }),
     })
 }
 
@@ -190,10 +203,10 @@ pub fn evaluated(stream: &Stream, t: usize) -> &[Task] {
     &stream.tasks[..(t + 1 + usize::from(ahead)).min(stream.tasks.len())]
 }
 
-/// The passes over a task that are left.
+/// The passes over a task's images that are left.
 fn train(
     method: &mut dyn Method,
-    task: &Task,
+    (task, split): (&TaskInfo, &dyn Split),
     seed: u64,
     at: &mut Standing,
     watch: &mut dyn Observer,
@@ -209,11 +222,15 @@ fn train(
             seed,
             epoch: at.passes,
         };
-        let left = task
-            .train
-            .batches_behind(view, method.batch_size(), batches);
+        let left = split.batches_behind(view, method.batch_size(), batches);
         for (step, batch) in left.enumerate() {
-            observe(method, task, epoch, batches + step, &batch?, at, watch)?;
+            let place = Place {
+                task,
+                epoch,
+                step: batches + step,
+                pass: split.len(),
+            };
+            observe(method, place, &batch?, at, watch)?;
         }
         at.passes += 1;
         at.phase = Phase::Training {
@@ -227,15 +244,23 @@ fn train(
     }
 }
 
-fn observe(
-    method: &mut dyn Method,
-    task: &Task,
+/// Where a step is.
+struct Place<'a> {
+    task: &'a TaskInfo,
     epoch: usize,
     step: usize,
+    /// Images of a pass.
+    pass: usize,
+}
+
+fn observe(
+    method: &mut dyn Method,
+    place: Place<'_>,
     batch: &Batch,
     at: &mut Standing,
     watch: &mut dyn Observer,
 ) -> Result<()> {
+    let Place { epoch, step, .. } = place;
     let loss = method.observe(batch)?;
     at.cost.optimizer_steps += 1;
     at.cost.images_trained += batch.len() as u64;
@@ -252,7 +277,7 @@ fn observe(
             "train.lr",
             format!(
                 "the loss is {value} in task {}, epoch {}, step {}; lower it, or set train.clip",
-                task.info.index + 1,
+                place.task.index + 1,
                 epoch + 1,
                 step + 1
             ),
@@ -262,6 +287,7 @@ fn observe(
         epoch,
         epochs: method.epochs(),
         images: batch.len(),
+        pass: place.pass,
         loss,
     })?;
     watch.keep(at, method)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A few images with their labels, ready for the backbone.
 #[derive(Debug, Clone)]
@@ -73,6 +73,17 @@ pub trait Split: Send + Sync {
     /// Those of the same pass behind its first `done`.
     fn batches_behind(&self, view: View, batch: usize, done: usize) -> Batches<'_> {
         Box::new(self.batches(view, batch).skip(done))
+    }
+
+    /// Those of its images that have one of these ids, in stored order; ids of other images are passed over. What a method
+    /// keeps of a task that is over comes again this way.
+    fn only(&self, ids: &[u64]) -> Result<Arc<dyn Split>> {
+        Err(Error::State {
+            problem: format!(
+                "{} past images are to come again, but this split cannot be cut to some of its images; it needs `Split::only`",
+                ids.len()
+            ),
+        })
     }
 }
 

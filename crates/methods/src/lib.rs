@@ -19,6 +19,7 @@ pub mod draw;
 pub mod dualprompt;
 pub mod ease;
 pub mod esn;
+pub mod exemplars;
 pub mod fecam;
 pub mod finetune;
 pub mod fisher;
@@ -38,6 +39,7 @@ pub mod pet;
 pub mod prefix;
 pub mod random_prompt;
 pub mod ranpac;
+pub mod replay;
 pub mod simplecil;
 pub mod slca;
 pub mod ssf;
@@ -61,6 +63,7 @@ pub use draw::Draw;
 pub use dualprompt::DualPrompt;
 pub use ease::Ease;
 pub use esn::Esn;
+pub use exemplars::Memory;
 pub use fecam::FeCam;
 pub use finetune::Finetune;
 pub use joint::Joint;
@@ -76,6 +79,7 @@ pub use nearest_mean::NearestMean;
 pub use pet::Pet;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
+pub use replay::Replay;
 pub use simplecil::SimpleCil;
 pub use slca::Slca;
 pub use tables::{About, COMPAT, Compat, METHODS, replaced};
@@ -132,6 +136,8 @@ pub enum MethodConfig {
     Finetune(Finetune),
     /// See [`joint`].
     Joint(Joint),
+    /// See [`replay`].
+    Replay(Replay),
     /// See [`slca`].
     Slca(Slca),
     /// See [`cofima`].
@@ -166,6 +172,7 @@ impl MethodConfig {
             "mos" => Self::Mos(Mos::deserialize(settings)?),
             "finetune" => Self::Finetune(Finetune::deserialize(settings)?),
             "joint" => Self::Joint(Joint::deserialize(settings)?),
+            "replay" => Self::Replay(Replay::deserialize(settings)?),
             "slca" => Self::Slca(Slca::deserialize(settings)?),
             "cofima" => Self::CoFiMa(CoFiMa::deserialize(settings)?),
             _ => return Ok(None),
@@ -199,6 +206,9 @@ impl MethodConfig {
             }
             (Self::Finetune(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Joint(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Replay(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
             (Self::Slca(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
@@ -253,6 +263,7 @@ impl MethodConfig {
             Self::JointRidge(config) => config.check()?,
             Self::Finetune(config) => config.check()?,
             Self::Joint(config) => config.0.check()?,
+            Self::Replay(config) => config.check()?,
             Self::Slca(config) => config.check()?,
             Self::CoFiMa(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
@@ -299,6 +310,7 @@ impl MethodConfig {
             | Self::Coda(_)
             | Self::Finetune(_)
             | Self::Joint(_)
+            | Self::Replay(_)
             | Self::Slca(_)
             | Self::CoFiMa(_)
             | Self::Lae(_)
@@ -336,6 +348,7 @@ impl MethodConfig {
         let whole = |tuning: &Tuning| matches!(tuning, Tuning::Finetune {});
         match self {
             Self::Finetune(config) | Self::Joint(Joint(config)) => config.trains_backbone(),
+            Self::Replay(config) => config.network().trains_backbone(),
             Self::Slca(_) | Self::CoFiMa(_) => true,
             Self::Aper(config) => whole(&config.tuning),
             Self::RanPac(config) => config.tuning.as_ref().is_some_and(whole),
@@ -391,6 +404,7 @@ impl MethodConfig {
             Self::NearestMean(_) => "nearest-mean",
             Self::RandomPrompt(_) => "random-prompt",
             Self::RanPac(_) => "ranpac",
+            Self::Replay(_) => "replay",
             Self::SimpleCil(_) => "simplecil",
             Self::Slca(_) => "slca",
             Self::Vpt(_) => "vpt",
@@ -417,6 +431,7 @@ impl MethodConfig {
             Self::Linear(_)
             | Self::Finetune(_)
             | Self::Joint(_)
+            | Self::Replay(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)

@@ -57,6 +57,7 @@ pub fn report(percent: f64) -> Report {
         },
         cost: Cost::default(),
         pools: Vec::new(),
+        exemplars: None,
     }
 }
 
