@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::features::Keep;
 use crate::recipe::{PRESET, Recipe};
-use crate::sets;
+use crate::sets::{self, Images};
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
 pub struct Plan {
@@ -28,7 +28,7 @@ pub struct Plan {
     pub preprocess: Preprocess,
     pub device: Device,
     pub threads: usize,
-    parts: Parts,
+    images: Images,
 }
 
 /// A backbone that is loaded.
@@ -58,7 +58,7 @@ impl Plan {
             Some(threads) => threads,
             None => std::thread::available_parallelism()?.get(),
         };
-        let parts = sets::parts(&recipe)?;
+        let images = sets::images(&recipe)?;
         let outlook = Outlook::of(&recipe, fetch)?;
         let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref(), origin)?;
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
@@ -66,7 +66,7 @@ impl Plan {
             .with_context(|| origin.to_owned())?;
         let stream = recipe
             .stream
-            .build(&parts, &loader)
+            .build(&images, &loader)
             .map_err(|e| anyhow!(e.within("stream")))
             .with_context(|| origin.to_owned())?;
         method
@@ -94,7 +94,7 @@ impl Plan {
             preprocess,
             device,
             threads,
-            parts,
+            images,
         };
         Ok((plan, outlook))
     }
@@ -131,13 +131,13 @@ impl Plan {
 
     /// All images, by their ids in the stream.
     pub fn images(&self) -> Arc<dyn Source> {
-        self.parts.joined()
+        self.images.parts.joined()
     }
 
     /// The stream without its pixels, for a backbone that has the features.
     pub fn stream_of_features(&self) -> Result<Stream> {
         let loader = self.loader.without_pixels();
-        Ok(self.recipe.stream.build(&self.parts, &loader)?)
+        Ok(self.recipe.stream.build(&self.images, &loader)?)
     }
 
     /// The side of the images the backbone will see.
@@ -174,7 +174,7 @@ impl Plan {
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
             preset: self.preset(),
-            split: split_hash(&self.parts),
+            split: split_hash(&self.images.parts),
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
             numerics: Some(NUMERICS),

@@ -135,6 +135,9 @@ pub fn single(report: &Report) -> String {
             if pool.collapsed { ", collapsed" } else { "" }
         );
     }
+    for (metric, why) in &report.undefined {
+        text += &format!("not defined  {metric}: {why}\n");
+    }
     if let Some(kept) = &report.exemplars {
         text += &format!(
             "exemplars    {} past images kept ({})\n",

@@ -141,6 +141,10 @@ impl<'a> Watch<'a> {
                 format!(" {}", names.get(t - 1).map_or("", String::as_str)),
                 format!("{t} domains seen | per domain"),
             ),
+            Scenario::MultiDomain(names) => (
+                format!(" {}", names.get(t - 1).map_or("", String::as_str)),
+                format!("{t} data sets seen, each among its own classes | per data set"),
+            ),
             Scenario::TaskIncremental => (
                 String::new(),
                 format!("{t} tasks seen, each among its own classes | per task"),

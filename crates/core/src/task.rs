@@ -130,6 +130,9 @@ pub enum Scenario {
     TaskIncremental,
     /// The same classes, all in every task, in new domains of these names.
     DomainIncremental(Vec<String>),
+    /// The classes of another data set in each task, by these names. The set of a test image is known, and after every task all
+    /// sets are evaluated, also those that are not learned yet: ZSCL's MTIL.
+    MultiDomain(Vec<String>),
 }
 
 impl Scenario {
@@ -139,7 +142,13 @@ impl Scenario {
             Self::ClassIncremental => "class-incremental",
             Self::TaskIncremental => "task-incremental",
             Self::DomainIncremental(_) => "domain-incremental",
+            Self::MultiDomain(_) => "multi-domain",
         }
+    }
+
+    /// Whether the task of a test image is known.
+    pub fn tells_tasks(&self) -> bool {
+        matches!(self, Self::TaskIncremental | Self::MultiDomain(_))
     }
 }
 
