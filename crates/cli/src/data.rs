@@ -57,7 +57,7 @@ pub fn data(command: &Data) -> Result<()> {
     match command {
         Data::Split { recipe, set, out } => {
             let recipe = Recipe::load(recipe, set)?;
-            let parts = sets::parts(&recipe.data)?;
+            let parts = sets::images(&recipe)?.parts;
             std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
             for (name, part) in [("train.txt", &parts.train), ("test.txt", &parts.test)] {
                 let path = out.join(name);

@@ -329,10 +329,9 @@ pub fn folder() -> PathBuf {
 /// `BACKBONE-DATA-IDENTITY.features`, for a person to tell files apart; candlewick goes by the identity.
 fn place(plan: &Plan, identity: &Identity, mark: &str) -> PathBuf {
     let recipe = &plan.recipe;
-    let data = match (&recipe.data.name, &recipe.data.path) {
-        (Some(name), _) => name.clone(),
-        (None, Some(path)) => last_part(&path.display().to_string()),
-        (None, None) => String::new(),
+    let data = match &recipe.data.name {
+        Some(name) => name.clone(),
+        None => last_part(&recipe.data.label()),
     };
     let backbone = last_part(&recipe.backbone.label());
     let digest = identity.digest();

@@ -149,12 +149,17 @@ fn tasks(report: &Report) -> (Vec<TaskInfo>, Vec<String>) {
             Some(_) => 0,
             None => names.len(),
         };
+        // Without its data set, where it has one.
+        let own = |class: &String| match &task.set {
+            Some(set) => words(class.strip_prefix(&format!("{set}/")).unwrap_or(class)),
+            None => words(class),
+        };
         names.truncate(first);
         names.extend(task.classes.iter().cloned());
         tasks.push(TaskInfo {
             index,
             classes: first..names.len(),
-            names: task.classes.iter().map(|class| words(class)).collect(),
+            names: task.classes.iter().map(own).collect(),
             train_len: task.train_images,
             test_len: task.test_images,
         });

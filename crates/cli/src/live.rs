@@ -254,6 +254,7 @@ impl Observer for Watched<'_> {
                 epoch,
                 epochs,
                 images,
+                pass,
                 loss,
             } => {
                 self.steps += 1;
@@ -261,8 +262,7 @@ impl Observer for Watched<'_> {
                 let now = &mut known.now;
                 let doing = format!("epoch {} of {epochs}", epoch + 1);
                 if now.doing != doing {
-                    let task = &self.stream.tasks[now.task.0 - 1].info;
-                    now.images = (images as u64, task.train_len as u64);
+                    now.images = (images as u64, pass as u64);
                     now.doing = doing;
                 }
                 now.losses.extend(loss.map(|loss| (self.steps, loss)));
@@ -294,6 +294,7 @@ fn partial(
         predictions: Vec::new(),
         cost: Cost::default(),
         pools: Vec::new(),
+        exemplars: None,
     };
     let report = Report::new(method, stream, &outcome, fingerprint.clone());
     let mut report = serde_json::to_value(report)?;

@@ -166,16 +166,24 @@ fn print(text: &str) -> Result<()> {
 fn methods() -> Result<()> {
     let rows = METHODS.iter().map(|m| {
         let trains = if m.trains { "yes" } else { "no" };
-        let kept = m.features_kept();
+        let (features, images) = (m.features_kept(), m.images_kept());
         vec![
             m.name.into(),
             m.what.into(),
             trains.into(),
-            kept.into(),
+            features.into(),
+            images.into(),
             m.paper.into(),
         ]
     });
-    let head = ["method", "what", "[train]", "features kept", "paper"];
+    let head = [
+        "method",
+        "what",
+        "[train]",
+        "features kept",
+        "images kept",
+        "paper",
+    ];
     print(&table::list(&head, rows))
 }
 

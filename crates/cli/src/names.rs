@@ -22,32 +22,48 @@ pub fn named(recipe: &Recipe, stream: Stream) -> Result<Stream> {
 /// The same of a list of classes; `None` where their own names are taken.
 pub fn called(recipe: &Recipe, classes: &[String]) -> Result<Option<Vec<String>>> {
     let data = &recipe.data;
-    let (text, origin) = match (&data.class_names, &data.name) {
-        (Some(path), _) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("data.class_names: {}", path.display()))?;
-            (text, path.display().to_string())
-        }
-        (None, Some(name)) if name != DEMO => match sets::card(name)?.words() {
-            Some(text) => (text.to_owned(), format!("the card {name}")),
-            None => return Ok(None),
-        },
-        _ => return Ok(None),
-    };
-    let table = read(&text, &origin)?;
-    let own = data.class_names.is_some();
-    let names = classes.iter().map(|class| {
-        match table.get(class) {
-            Some(words) => Ok(words.clone()),
-            // Of a card's data set others may have copies with names of their own.
-            None if !own => Ok(words(class)),
-            None => Err(anyhow!(
-                "data.class_names: {origin} has no line for class `{class}`; it needs one for each of the {} classes",
-                classes.len()
-            )),
-        }
-    });
-    Ok(Some(names.collect::<Result<_>>()?))
+    if let Some(path) = &data.class_names {
+        let origin = path.display().to_string();
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("data.class_names: {origin}"))?;
+        let table = read(&text, &origin)?;
+        let names = classes.iter().map(|class| {
+            table.get(class).cloned().ok_or_else(|| {
+                anyhow!(
+                    "data.class_names: {origin} has no line for class `{class}`; it needs one for each of the {} classes",
+                    classes.len()
+                )
+            })
+        });
+        return Ok(Some(names.collect::<Result<_>>()?));
+    }
+    // The data set of a class, and what it is called there.
+    let sets: BTreeMap<String, &str> = data
+        .sets
+        .iter()
+        .filter_map(|set| Some((set.called(), set.name.as_deref()?)))
+        .collect();
+    let mut tables = BTreeMap::new();
+    let mut names = Vec::with_capacity(classes.len());
+    for class in classes {
+        let (set, own) = match class.split_once('/') {
+            Some((set, own)) if !data.sets.is_empty() => (sets.get(set).copied(), own),
+            _ => (data.name.as_deref(), class.as_str()),
+        };
+        let table = match set.filter(|name| *name != DEMO) {
+            Some(name) if !tables.contains_key(name) => {
+                let text = sets::card(name)?.words().unwrap_or_default();
+                tables.insert(name, read(text, name)?);
+                tables.get(name)
+            }
+            Some(name) => tables.get(name),
+            None => None,
+        };
+        // Of a card's data set others may have copies with names of their own.
+        let called = table.and_then(|table| table.get(own)).cloned();
+        names.push(called.unwrap_or_else(|| words(own)));
+    }
+    Ok(Some(names))
 }
 
 /// Lines of class and words.

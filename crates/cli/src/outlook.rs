@@ -46,7 +46,7 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
         }
     }
     let domains: &[String] = match &plan.stream.scenario {
-        Scenario::DomainIncremental(names) => names,
+        Scenario::DomainIncremental(names) | Scenario::MultiDomain(names) => names,
         _ => &[],
     };
     let rows = plan.stream.tasks.iter().map(|task| {
@@ -62,7 +62,11 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
         row
     });
     let mut head = vec!["task"];
-    head.extend((!domains.is_empty()).then_some("domain"));
+    head.extend(match plan.stream.scenario {
+        Scenario::DomainIncremental(_) => Some("domain"),
+        Scenario::MultiDomain(_) => Some("data set"),
+        _ => None,
+    });
     head.extend(["classes", "train images", "test images", "first classes"]);
     text += &format!("\n{}", table::list(&head, rows));
     let total = |f: fn(&candlewick_core::TaskInfo) -> usize| -> usize {

@@ -187,7 +187,8 @@ fn images(config: &Path) -> Option<Parts> {
     if !config.exists() {
         return None;
     }
-    sets::parts(&Recipe::load(config, &[]).ok()?.data).ok()
+    let images = sets::images(&Recipe::load(config, &[]).ok()?);
+    images.ok().map(|images| images.parts)
 }
 
 /// Adds thumbnails of the worst images; those that cannot be read are named only.

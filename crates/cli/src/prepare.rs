@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use crate::features::Keep;
 use crate::names;
 use crate::recipe::{PRESET, Recipe};
-use crate::sets;
+use crate::sets::{self, Images};
 use crate::texts;
 
 /// A recipe whose parts have been found to fit each other, before anything heavy is done.
@@ -30,7 +30,7 @@ pub struct Plan {
     pub preprocess: Preprocess,
     pub device: Device,
     pub threads: usize,
-    parts: Parts,
+    images: Images,
     /// What the method holds on to.
     reference: Option<Reference>,
 }
@@ -62,7 +62,7 @@ impl Plan {
             Some(threads) => threads,
             None => std::thread::available_parallelism()?.get(),
         };
-        let parts = sets::parts(&recipe.data)?;
+        let images = sets::images(&recipe)?;
         let outlook = Outlook::of(&recipe, fetch)?;
         let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref(), origin)?;
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
@@ -70,14 +70,15 @@ impl Plan {
             .with_context(|| origin.to_owned())?;
         let stream = recipe
             .stream
-            .build(&parts, &loader)
+            .build(&images, &loader)
             .map_err(|e| anyhow!(e.within("stream")))
             .with_context(|| origin.to_owned())?;
         method
             .fits(&stream.scenario)
             .with_context(|| origin.to_owned())?;
         let stream = names::named(&recipe, stream)?;
-        let reference = reference(&recipe, &parts, &loader).with_context(|| origin.to_owned())?;
+        let reference =
+            reference(&recipe, &images.parts, &loader).with_context(|| origin.to_owned())?;
         if let MethodConfig::Zscl(config) = &method {
             let had = config.has(reference.as_ref());
             had.with_context(|| origin.to_owned())?;
@@ -104,7 +105,7 @@ impl Plan {
             preprocess,
             device,
             threads,
-            parts,
+            images,
             reference,
         };
         Ok((plan, outlook))
@@ -142,13 +143,13 @@ impl Plan {
 
     /// All images, by their ids in the stream.
     pub fn images(&self) -> Arc<dyn Source> {
-        self.parts.joined()
+        self.images.parts.joined()
     }
 
     /// The stream without its pixels, for a backbone that has the features.
     pub fn stream_of_features(&self) -> Result<Stream> {
         let loader = self.loader.without_pixels();
-        let stream = self.recipe.stream.build(&self.parts, &loader)?;
+        let stream = self.recipe.stream.build(&self.images, &loader)?;
         names::named(&self.recipe, stream)
     }
 
@@ -201,7 +202,7 @@ impl Plan {
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
             preset: self.preset(),
-            split: split_hash(&self.parts),
+            split: split_hash(&self.images.parts),
             class_order: class_order_hash(&self.stream),
             code: env!("CANDLEWICK_VERSION").into(),
             numerics: Some(NUMERICS),
@@ -414,7 +415,7 @@ fn reference(recipe: &Recipe, parts: &Parts, loader: &Loader) -> Result<Option<R
     let Some(table) = &recipe.reference else {
         return Ok(None);
     };
-    let own = sets::parts(&table.data).context("reference")?.train;
+    let own = sets::one(&table.data).context("reference")?.train;
     let first = (parts.train.len() + parts.test.len()) as u64;
     let labels = (0..own.len()).map(|i| own.label(i) as u32).collect();
     let members = (0..own.len()).collect();

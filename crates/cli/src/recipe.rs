@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candlewick_core::Train;
-use candlewick_data::{OnCorrupt, PRESETS, Preprocess, Preset, TestSplit};
+use candlewick_data::{PRESETS, Preprocess, Preset};
 use candlewick_methods::{METHODS, MethodConfig, replaced};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use toml::{Table, Value};
 
 use crate::features::Keep;
 use crate::precision::Precision;
+use crate::sets::DataTable;
 use crate::stream::StreamTable;
 
 /// The tables and keys of a recipe. Hyper-parameters have no defaults; what belongs to the machine
@@ -58,33 +59,6 @@ pub struct ReferenceTable {
 
 fn cpu() -> String {
     "cpu".into()
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataTable {
-    /// A data set that has a card, or the one inside the program: `emoji-r-mini`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Where it lies; or, without a name, a folder, archive or table.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// What classes are called in words: a CSV file of class and words, for methods that read them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class_names: Option<PathBuf>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub split: Option<TestSplit>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected_images: Option<[usize; 2]>,
-    #[serde(default)]
-    pub on_corrupt: OnCorrupt,
-    /// Images per forward pass where nothing is trained.
-    #[serde(default = "eval_batch")]
-    pub eval_batch: usize,
-}
-
-fn eval_batch() -> usize {
-    32
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,20 +171,7 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<()> {
-        match (self.data.name.as_deref(), &self.data.path) {
-            (Some(DEMO), Some(_)) | (None, None) => {
-                bail!(
-                    "[data] needs either `name` (\"{DEMO}\") or `path`; with the name of a card, `path` says where it lies"
-                )
-            }
-            (Some(DEMO), None) if self.data.split.is_some() => {
-                bail!("data.split: `{DEMO}` has its own training and test images; remove it")
-            }
-            (Some(name), _) if name != DEMO => {
-                crate::sets::card(name).context("data.name")?;
-            }
-            _ => {}
-        }
+        self.data.check()?;
         match (&self.backbone.name, &self.backbone.path) {
             (Some(_), Some(_)) | (None, None) => {
                 bail!(
@@ -218,9 +179,6 @@ impl Recipe {
                 )
             }
             _ => {}
-        }
-        if self.data.eval_batch == 0 {
-            bail!("data.eval_batch: must be greater than 0, found 0");
         }
         if self.threads == Some(0) {
             bail!("threads: must be greater than 0, found 0; leave it out for all cores");

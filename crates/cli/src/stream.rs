@@ -2,9 +2,11 @@
 
 use candlewick_core::{Scenario, Stream};
 use candlewick_data::{
-    ClassIncremental, Domain, Loader, Order, Parts, class_incremental, domain_incremental,
+    ClassIncremental, Domain, Loader, Order, class_incremental, domain_incremental, multi_domain,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::sets::Images;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,14 +35,39 @@ pub enum StreamKind {
     Task,
     #[serde(rename = "domain-incremental")]
     Domain,
+    #[serde(rename = "multi-domain")]
+    Multi,
 }
 
 impl StreamTable {
     /// The stream of these images; an error names the key below `stream`.
-    pub fn build(&self, parts: &Parts, loader: &Loader) -> candlewick_data::Result<Stream> {
+    pub fn build(&self, images: &Images, loader: &Loader) -> candlewick_data::Result<Stream> {
         let refuse = |key: &str, problem: &str| Err(candlewick_data::Error::setting(key, problem));
+        let parts = &images.parts;
+        let sized = self.first > 0 || self.increment.is_some() || self.sizes.is_some();
+        match &images.several {
+            Some(_) if self.kind != StreamKind::Multi => {
+                return refuse(
+                    "kind",
+                    "several data sets make a \"multi-domain\" stream; set it, or give one data set",
+                );
+            }
+            Some(_) if sized || self.domain.is_some() => {
+                return refuse(
+                    "kind",
+                    "\"multi-domain\" has a task for each data set; remove first, increment, sizes and domain",
+                );
+            }
+            Some(several) => return multi_domain(several, &self.order, loader),
+            None if self.kind == StreamKind::Multi => {
+                return refuse(
+                    "kind",
+                    "\"multi-domain\" is of several data sets; list them as [[data.sets]]",
+                );
+            }
+            None => {}
+        }
         if self.kind == StreamKind::Domain {
-            let sized = self.first > 0 || self.increment.is_some() || self.sizes.is_some();
             return match self.domain {
                 _ if sized => refuse(
                     "kind",

@@ -135,6 +135,16 @@ pub fn single(report: &Report) -> String {
             if pool.collapsed { ", collapsed" } else { "" }
         );
     }
+    for (metric, why) in &report.undefined {
+        text += &format!("not defined  {metric}: {why}\n");
+    }
+    if let Some(kept) = &report.exemplars {
+        text += &format!(
+            "exemplars    {} past images kept ({})\n",
+            kept.images.last().copied().unwrap_or(0),
+            kept.rule
+        );
+    }
     for switch in &f.compat {
         text += &format!("             with {switch}: not the default rule\n");
     }

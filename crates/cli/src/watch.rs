@@ -141,6 +141,10 @@ impl<'a> Watch<'a> {
                 format!(" {}", names.get(t - 1).map_or("", String::as_str)),
                 format!("{t} domains seen | per domain"),
             ),
+            Scenario::MultiDomain(names) => (
+                format!(" {}", names.get(t - 1).map_or("", String::as_str)),
+                format!("{t} data sets seen, each among its own classes | per data set"),
+            ),
             Scenario::TaskIncremental => (
                 String::new(),
                 format!("{t} tasks seen, each among its own classes | per task"),
@@ -192,13 +196,13 @@ impl Observer for Watch<'_> {
                 epoch,
                 epochs,
                 images,
+                pass,
                 loss,
             } => {
                 if self.epoch != epoch {
                     self.epoch = epoch;
                     let task = self.times.len();
-                    let length = self.stream.tasks[task - 1].info.train_len * epochs;
-                    self.bar.set_length(length as u64);
+                    self.bar.set_length((pass * epochs) as u64);
                     self.bar
                         .set_message(format!("task {task}/{of} epoch {}/{epochs}", epoch + 1));
                 }

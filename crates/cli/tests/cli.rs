@@ -27,6 +27,8 @@ mod live;
 mod look;
 #[path = "cli/merge.rs"]
 mod merge;
+#[path = "cli/multi.rs"]
+mod multi;
 #[allow(dead_code)]
 #[path = "../../sets/tests/sets/pack.rs"]
 mod pack;
@@ -36,6 +38,8 @@ mod page;
 mod recipes;
 #[path = "cli/record.rs"]
 mod record;
+#[path = "cli/replay.rs"]
+mod replay;
 #[path = "cli/resume.rs"]
 mod resume;
 #[path = "cli/same.rs"]

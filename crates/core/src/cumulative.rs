@@ -1,4 +1,4 @@
-//! Streams in which what was seen comes again.
+//! Splits in one, and streams in which what was seen comes again.
 
 use std::sync::Arc;
 
@@ -34,13 +34,13 @@ impl Stream {
 }
 
 /// Several splits as one.
-struct Union {
+pub(crate) struct Union {
     parts: Vec<Arc<dyn Split>>,
     labels: Vec<u32>,
 }
 
 impl Union {
-    fn new(parts: Vec<Arc<dyn Split>>) -> Self {
+    pub(crate) fn new(parts: Vec<Arc<dyn Split>>) -> Self {
         let labels = parts.iter().flat_map(|part| part.labels()).copied();
         Self {
             labels: labels.collect(),
@@ -87,6 +87,11 @@ impl Split for Union {
             turns: turns.into_iter(),
             batch,
         })
+    }
+
+    fn only(&self, ids: &[u64]) -> Result<Arc<dyn Split>> {
+        let parts = self.parts.iter().map(|part| part.only(ids));
+        Ok(Arc::new(Self::new(parts.collect::<Result<_>>()?)))
     }
 }
 
@@ -175,6 +180,16 @@ mod tests {
             let all: Vec<_> = order.chunks(batch).map(one).collect();
             Box::new(all.into_iter())
         }
+
+        /// Where they follow each other.
+        fn only(&self, ids: &[u64]) -> Result<Arc<dyn Split>> {
+            let own = |i: &usize| ids.contains(&(self.first + *i as u64));
+            let chosen: Vec<usize> = (0..self.len()).filter(own).collect();
+            Ok(Arc::new(Self {
+                first: self.first + *chosen.first().unwrap_or(&0) as u64,
+                labels: chosen.iter().map(|i| self.labels[*i]).collect(),
+            }))
+        }
     }
 
     fn stream() -> Stream {
@@ -203,6 +218,16 @@ mod tests {
             tasks: tasks.collect(),
             class_names: vec!["a".into(), "b".into(), "c".into()],
         }
+    }
+
+    #[test]
+    fn a_union_is_cut_to_some_of_its_images_in_stored_order() {
+        let stream = stream().cumulative();
+        let mut task = stream.tasks[2].clone();
+        task.train = task.train.only(&[9, 3, 77, 8, 5, 2]).unwrap();
+        assert_eq!(task.train.labels(), [0, 0, 1, 2, 2]);
+        assert_eq!(ids(&task, View::Plain, 2), [2, 3, 5, 8, 9]);
+        assert_eq!(task.train.only(&[]).unwrap().len(), 0);
     }
 
     fn ids(task: &Task, view: View, batch: usize) -> Vec<u64> {

@@ -1,10 +1,12 @@
 //! What a continual-learning method is.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::exemplars::Exemplars;
 use crate::session::Session;
 use crate::task::{Batch, Task, TaskInfo};
 use crate::usage::Choice;
@@ -50,9 +52,30 @@ pub trait Method {
         Ok(())
     }
 
+    /// Past training images that are to be among those of the next task: [`observe`](Self::observe) then gets batches of both.
+    /// They are chosen in [`end_task`](Self::end_task), which may look at `task.train`, and are part of
+    /// [`state`](Self::state). `None` for methods that keep no images.
+    fn exemplars(&self) -> Option<Exemplars> {
+        None
+    }
+
     /// Scores `(B, classes seen)`; the largest of a row is the predicted label. A row depends on
     /// its own image alone unless a named switch says otherwise.
     fn predict(&self, batch: &Batch) -> Result<Tensor>;
+
+    /// Scores `(B, classes of the task)` of images whose task is known, in the order of `task.classes`; `None` where the method
+    /// can say nothing of these classes. Asked of tasks that are learned, and in a multi-domain stream of those to come as well.
+    ///
+    /// By default the columns of [`predict`](Self::predict), and `None` for classes that have not come. A method that scores
+    /// classes by what they are called ([`TaskInfo::names`]) answers for any.
+    fn predict_task(&self, batch: &Batch, task: &TaskInfo) -> Result<Option<Tensor>> {
+        let scores = self.predict(batch)?;
+        let Range { start, end } = task.classes;
+        match end <= scores.dim(1)? {
+            true => Ok(Some(scores.narrow(1, start, end - start)?.contiguous()?)),
+            false => Ok(None),
+        }
+    }
 
     /// What the images of a test batch take from each pool that they choose from, for the report; the same pools every
     /// time. Empty for methods without.

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// `percent[t][i]`: accuracy in percent on the test images of task `i` after training task `t`,
-/// for `i <= t`. Of entries above the diagonal, only `percent[t][t + 1]` is read, for the forward transfer.
+/// for `i <= t`. Entries above the diagonal are there where tasks are looked at ahead of their session; they are read by the
+/// forward transfer, `percent[t][t + 1]`, and by the metrics of multi-domain streams.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct AccuracyMatrix {
     /// One row per session.
@@ -52,6 +53,9 @@ impl AccuracyMatrix {
             forgetting: self.forgetting(),
             backward_transfer: self.backward_transfer(),
             forward_transfer: None,
+            mtil_transfer: None,
+            mtil_average: None,
+            mtil_last: None,
         }
     }
 
@@ -62,6 +66,35 @@ impl AccuracyMatrix {
         let before = (1..self.sessions()).map(|i| self.percent[i - 1].get(i));
         let before: Vec<f64> = before.map(Option::<&f64>::copied).collect::<Option<_>>()?;
         (!before.is_empty()).then(|| mean(before.into_iter()) - chance)
+    }
+
+    /// `Transfer = mean_{i>0} mean_{t<i} a[t][i]`: accuracy on tasks before they are learned, averaged by column first so that
+    /// each task counts once. `None` before all `tasks` sessions are over, where an entry above the diagonal was not measured,
+    /// and for one task.
+    /// (Zheng et al. 2023, "Preventing Zero-Shot Transfer Degradation in Continual Learning of Vision-Language Models")
+    pub fn mtil_transfer(&self, tasks: usize) -> Option<f64> {
+        let matrix = self.square(tasks)?;
+        let column = |i: usize| mean(matrix[..i].iter().map(|row| row[i]));
+        (tasks > 1).then(|| mean((1..tasks).map(column)))
+    }
+
+    /// `Avg = mean_{t,i} a[t][i]` over all entries; `None` where one was not measured.
+    pub fn mtil_average(&self, tasks: usize) -> Option<f64> {
+        let matrix = self.square(tasks)?;
+        Some(mean(matrix.iter().flatten().copied()))
+    }
+
+    /// `Last = mean_i a[T-1][i]`; `None` before the last session.
+    pub fn mtil_last(&self, tasks: usize) -> Option<f64> {
+        let last = self.percent.get(tasks.checked_sub(1)?)?;
+        (last.len() == tasks).then(|| mean(last.iter().copied()))
+    }
+
+    /// All rows, each with all tasks.
+    fn square(&self, tasks: usize) -> Option<&[Vec<f64>]> {
+        let whole = self.sessions() == tasks && tasks > 0;
+        let whole = whole && self.percent.iter().all(|row| row.len() == tasks);
+        whole.then_some(&self.percent)
     }
 
     /// `F = mean_{i<T-1} (max_{t≥i} a[t][i] − a[T-1][i])`; never negative, 0 for one task.
@@ -101,6 +134,15 @@ pub struct Metrics {
     /// See [`AccuracyMatrix::forward_transfer`]; of domain-incremental streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_transfer: Option<f64>,
+    /// See [`AccuracyMatrix::mtil_transfer`]; of multi-domain streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtil_transfer: Option<f64>,
+    /// See [`AccuracyMatrix::mtil_average`]; of multi-domain streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtil_average: Option<f64>,
+    /// See [`AccuracyMatrix::mtil_last`]; of multi-domain streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtil_last: Option<f64>,
 }
 
 impl Metrics {
@@ -136,6 +178,25 @@ impl Metrics {
         if let Some(forward) = self.forward_transfer {
             let text = "mean over tasks but the first of (accuracy just before it is learned - 100 / classes)";
             rows.push(("forward_transfer", forward, text));
+        }
+        for (name, value, text) in [
+            (
+                "mtil_transfer",
+                self.mtil_transfer,
+                "mean over tasks but the first of (mean over sessions before its own of accuracy on it)",
+            ),
+            (
+                "mtil_average",
+                self.mtil_average,
+                "mean over sessions and tasks, those to come as well, of per-task accuracy",
+            ),
+            (
+                "mtil_last",
+                self.mtil_last,
+                "mean over tasks of per-task accuracy, after the last session",
+            ),
+        ] {
+            rows.extend(value.map(|value| (name, value, text)));
         }
         rows
     }
@@ -214,6 +275,43 @@ mod tests {
         let metrics = matrix.metrics();
         assert_eq!((metrics.forgetting, metrics.backward_transfer), (0.0, 0.0));
         assert_eq!(metrics.last_accuracy_micro, 50.0);
+    }
+
+    /// Reckoned by hand.
+    #[test]
+    fn transfer_is_of_what_lies_above_the_diagonal_column_by_column() {
+        let mut matrix = AccuracyMatrix {
+            percent: vec![
+                vec![80.0, 40.0, 10.0],
+                vec![70.0, 90.0, 30.0],
+                vec![60.0, 85.0, 95.0],
+            ],
+            test_images: vec![1, 1, 1],
+        };
+        // (40 + (10 + 30) / 2) / 2, where the plain mean of the three would be 26.67.
+        assert_eq!(matrix.mtil_transfer(3), Some(30.0));
+        let average = matrix.mtil_average(3).unwrap();
+        assert!((average - 560.0 / 9.0).abs() < 1e-12, "{average}");
+        assert_eq!(matrix.mtil_last(3), Some(80.0));
+        // Before the last session nothing of it is known.
+        for metric in [
+            AccuracyMatrix::mtil_transfer,
+            AccuracyMatrix::mtil_average,
+            AccuracyMatrix::mtil_last,
+        ] {
+            assert_eq!(metric(&matrix, 4), None);
+        }
+        // One entry that was not measured.
+        matrix.percent[0].truncate(2);
+        assert_eq!(matrix.mtil_transfer(3), None);
+        assert_eq!(matrix.mtil_average(3), None);
+        assert_eq!(matrix.mtil_last(3), Some(80.0));
+        let one = AccuracyMatrix {
+            percent: vec![vec![50.0]],
+            test_images: vec![1],
+        };
+        assert_eq!(one.mtil_transfer(1), None);
+        assert_eq!(one.mtil_average(1), Some(50.0));
     }
 
     #[test]

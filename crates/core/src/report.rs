@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::exemplars::ExemplarUse;
 use crate::metrics::{AccuracyMatrix, Metrics, mean, std_dev};
 use crate::run::Outcome;
 use crate::task::{Scenario, Stream};
@@ -97,6 +98,9 @@ pub struct TaskRecord {
     /// Its domain, in a domain-incremental stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Its data set, in a multi-domain stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
 }
 
 /// Accuracy on all classes seen, session by session.
@@ -126,7 +130,10 @@ pub struct Report {
     pub metrics: Metrics,
     /// What each metric means.
     pub definitions: BTreeMap<String, String>,
-    /// `accuracy_matrix[t][i]`: accuracy on task `i` after task `t`, for `i <= t`.
+    /// Why a metric of the scenario has no value; left out where all have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub undefined: BTreeMap<String, String>,
+    /// `accuracy_matrix[t][i]`: accuracy on task `i` after task `t`, for `i <= t`, and for later tasks that were looked at.
     pub accuracy_matrix: Vec<Vec<f64>>,
     /// The stream.
     pub tasks: Vec<TaskRecord>,
@@ -137,6 +144,9 @@ pub struct Report {
     /// What test images took from the pools of the method; left out where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<PoolUse>,
+    /// The past training images that the method kept; left out where it keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exemplars: Option<ExemplarUse>,
 }
 
 impl Report {
@@ -151,6 +161,18 @@ impl Report {
             }
             _ => &[],
         };
+        let sets: &[String] = match &stream.scenario {
+            Scenario::MultiDomain(sets) => sets,
+            _ => &[],
+        };
+        let mut undefined = BTreeMap::new();
+        if !sets.is_empty() {
+            let (matrix, tasks) = (&outcome.accuracy, stream.tasks.len());
+            metrics.mtil_transfer = matrix.mtil_transfer(tasks);
+            metrics.mtil_average = matrix.mtil_average(tasks);
+            metrics.mtil_last = matrix.mtil_last(tasks);
+            undefined = not_defined(&metrics, matrix.sessions(), tasks);
+        }
         let scenario = match stream.scenario {
             Scenario::ClassIncremental => None,
             _ => Some(stream.scenario.name().to_owned()),
@@ -159,6 +181,9 @@ impl Report {
             Scenario::ClassIncremental => text.to_owned(),
             Scenario::TaskIncremental => {
                 format!("{text}; an image is predicted among the classes of its own task")
+            }
+            Scenario::MultiDomain(_) => {
+                format!("{text}; an image is predicted among the classes of its own data set")
             }
             Scenario::DomainIncremental(_) => text
                 .replace("classes seen", "domains seen")
@@ -171,6 +196,7 @@ impl Report {
             train_images: task.info.train_len,
             test_images: task.info.test_len,
             domain: domains.get(task.info.index).cloned(),
+            set: sets.get(task.info.index).cloned(),
         });
         Self {
             schema: SCHEMA,
@@ -184,11 +210,13 @@ impl Report {
             definitions: definitions
                 .map(|(name, _, text)| (name.to_owned(), told(text)))
                 .collect(),
+            undefined,
             accuracy_matrix: outcome.accuracy.percent.clone(),
             tasks: tasks.collect(),
             fingerprint,
             cost: outcome.cost,
             pools: outcome.pools.clone(),
+            exemplars: outcome.exemplars.clone(),
         }
     }
 
@@ -199,6 +227,25 @@ impl Report {
             test_images: self.tasks.iter().map(|t| t.test_images).collect(),
         }
     }
+}
+
+/// Why the metrics of a multi-domain stream that is over have no value, where they have none.
+fn not_defined(metrics: &Metrics, sessions: usize, tasks: usize) -> BTreeMap<String, String> {
+    let why = match tasks {
+        _ if sessions < tasks => return BTreeMap::new(),
+        1 => "there is one task, so none was looked at before its session",
+        _ => {
+            "the method scores no classes that it has not learned, so there is no accuracy on a task before its session"
+        }
+    };
+    let values = [
+        ("mtil_transfer", metrics.mtil_transfer),
+        ("mtil_average", metrics.mtil_average),
+    ];
+    let missing = values.into_iter().filter(|(_, value)| value.is_none());
+    missing
+        .map(|(name, _)| (name.to_owned(), why.to_owned()))
+        .collect()
 }
 
 /// The first twelve digits of a hash.

@@ -1,16 +1,15 @@
 //! The run: tasks in order, each learned, then everything seen so far evaluated.
 
-use std::ops::Range;
-
 use candle_core::{D, Tensor};
 
 use crate::classes::ClassAccuracy;
 use crate::error::{Error, Result};
+use crate::exemplars::{ExemplarUse, training};
 use crate::method::Method;
 use crate::metrics::AccuracyMatrix;
 use crate::report::{Cost, Prediction};
 use crate::standing::{Phase, Standing};
-use crate::task::{Batch, Scenario, Stream, Task, TaskInfo, View};
+use crate::task::{Batch, Scenario, Split, Stream, Task, TaskInfo, View};
 use crate::usage::{self, PoolUse, Tally};
 
 /// What a run needs besides a method and a stream.
@@ -35,6 +34,8 @@ pub enum Event<'a> {
         epochs: usize,
         /// Images of this step.
         images: usize,
+        /// Images of a pass: those of the task, and past ones that come again.
+        pass: usize,
         /// The loss, where it was read back.
         loss: Option<f32>,
     },
@@ -86,6 +87,8 @@ pub struct Outcome {
     pub cost: Cost,
     /// What test images took from the pools of the method.
     pub pools: Vec<PoolUse>,
+    /// The past images that it kept, of a method that keeps any.
+    pub exemplars: Option<ExemplarUse>,
 }
 
 /// The loss is read back from the device every so many steps.
@@ -121,7 +124,9 @@ pub fn go_on(
             };
         }
         if let Phase::Training { .. } = at.phase {
-            train(method, task, options.seed, &mut at, watch)?;
+            let split = training(method, stream, at.task())?;
+            let of = (&task.info, &*split);
+            train(method, of, options.seed, &mut at, watch)?;
             method.end_task(task, &mut |images| watch.on(Event::Looked(images)))?;
             at.phase = Phase::Learned;
             watch.keep(&at, method)?;
@@ -140,15 +145,12 @@ pub fn go_on(
         let (mut row, mut counts, mut tallies) = (Vec::new(), Vec::new(), Vec::new());
         at.classes.open(stream.classes());
         for seen in evaluated(stream, at.task()) {
-            // A domain that is looked at ahead of its session does not count in this one's.
+            // A task that is looked at ahead of its session does not count in this one's.
             let learned = seen.info.index <= task.info.index;
             let keep = last.then_some(&mut predictions);
-            let among = match stream.scenario {
-                Scenario::TaskIncremental => Some(&seen.info.classes),
-                _ => None,
-            };
             let choice = Choosable {
-                among,
+                by_task: stream.scenario.tells_tasks(),
+                learned,
                 known: &known,
             };
             let classes = learned.then_some(&mut at.classes);
@@ -156,13 +158,21 @@ pub fn go_on(
                 predictions: keep,
                 classes,
             };
-            let seen = evaluate(method, seen, choice, options.eval_batch, kept, watch)?;
+            let Some(seen) = evaluate(method, seen, choice, options.eval_batch, kept, watch)?
+            else {
+                // The method says nothing of this task; of those behind it a row has no place.
+                break;
+            };
             at.cost.images_evaluated += seen.images as u64;
             row.push(100.0 * seen.hits as f64 / seen.images as f64);
             counts.push(seen.images);
-            tallies.push(seen.tally);
+            if learned || !choice.by_task {
+                tallies.push(seen.tally);
+            }
         }
         usage::close(&mut at.pools, &tallies)?;
+        let kept = method.exemplars().map_or(0, |kept| kept.ids.len());
+        at.exemplars.push(kept);
         at.accuracy.push(row, counts);
         at.phase = Phase::Ahead;
         watch.on(Event::TaskEnd {
@@ -181,19 +191,28 @@ pub fn go_on(
         predictions,
         cost: at.cost,
         pools: at.pools,
+        exemplars: method.exemplars().map(|kept| ExemplarUse {
+            rule: kept.rule,
+            images: at.exemplars,
+        }),
     })
 }
 
-/// The tasks whose test images are looked at after task `t`: all seen, and the next domain, whose classes are known.
+/// The tasks whose test images are looked at after task `t`: all seen; the next domain, whose classes are known; of a
+/// multi-domain stream all, up to the first of which the method [says nothing](Method::predict_task).
 pub fn evaluated(stream: &Stream, t: usize) -> &[Task] {
-    let ahead = matches!(stream.scenario, Scenario::DomainIncremental(_));
-    &stream.tasks[..(t + 1 + usize::from(ahead)).min(stream.tasks.len())]
+    let tasks = match stream.scenario {
+        Scenario::MultiDomain(_) => stream.tasks.len(),
+        Scenario::DomainIncremental(_) => t + 2,
+        Scenario::ClassIncremental | Scenario::TaskIncremental => t + 1,
+    };
+    &stream.tasks[..tasks.min(stream.tasks.len())]
 }
 
-/// The passes over a task that are left.
+/// The passes over a task's images that are left.
 fn train(
     method: &mut dyn Method,
-    task: &Task,
+    (task, split): (&TaskInfo, &dyn Split),
     seed: u64,
     at: &mut Standing,
     watch: &mut dyn Observer,
@@ -209,11 +228,15 @@ fn train(
             seed,
             epoch: at.passes,
         };
-        let left = task
-            .train
-            .batches_behind(view, method.batch_size(), batches);
+        let left = split.batches_behind(view, method.batch_size(), batches);
         for (step, batch) in left.enumerate() {
-            observe(method, task, epoch, batches + step, &batch?, at, watch)?;
+            let place = Place {
+                task,
+                epoch,
+                step: batches + step,
+                pass: split.len(),
+            };
+            observe(method, place, &batch?, at, watch)?;
         }
         at.passes += 1;
         at.phase = Phase::Training {
@@ -227,15 +250,23 @@ fn train(
     }
 }
 
-fn observe(
-    method: &mut dyn Method,
-    task: &Task,
+/// Where a step is.
+struct Place<'a> {
+    task: &'a TaskInfo,
     epoch: usize,
     step: usize,
+    /// Images of a pass.
+    pass: usize,
+}
+
+fn observe(
+    method: &mut dyn Method,
+    place: Place<'_>,
     batch: &Batch,
     at: &mut Standing,
     watch: &mut dyn Observer,
 ) -> Result<()> {
+    let Place { epoch, step, .. } = place;
     let loss = method.observe(batch)?;
     at.cost.optimizer_steps += 1;
     at.cost.images_trained += batch.len() as u64;
@@ -252,7 +283,7 @@ fn observe(
             "train.lr",
             format!(
                 "the loss is {value} in task {}, epoch {}, step {}; lower it, or set train.clip",
-                task.info.index + 1,
+                place.task.index + 1,
                 epoch + 1,
                 step + 1
             ),
@@ -262,6 +293,7 @@ fn observe(
         epoch,
         epochs: method.epochs(),
         images: batch.len(),
+        pass: place.pass,
         loss,
     })?;
     watch.keep(at, method)
@@ -284,6 +316,7 @@ struct Evaluated {
     tally: Tally,
 }
 
+/// `None` where the method says nothing of a task that is not learned.
 fn evaluate(
     method: &dyn Method,
     task: &Task,
@@ -291,12 +324,32 @@ fn evaluate(
     batch_size: usize,
     mut keep: Kept<'_>,
     watch: &mut dyn Observer,
-) -> Result<Evaluated> {
+) -> Result<Option<Evaluated>> {
     let mut seen = Evaluated::default();
     for batch in task.test.batches(View::Plain, batch_size) {
         let batch = batch?;
-        let scores = method.predict(&batch)?;
-        seen.tally.add(&method.choices(&batch)?)?;
+        let scores = match choice.by_task {
+            false => method.predict(&batch)?,
+            true => match of_task(method, &batch, &task.info)? {
+                Some(scores) => scores,
+                None if !choice.learned && seen.images == 0 => return Ok(None),
+                None => {
+                    return Err(Error::State {
+                        problem: format!(
+                            "the method gives no scores of task {}, which {}",
+                            task.info.index + 1,
+                            match choice.learned {
+                                true => "it has learned",
+                                false => "it gave for other images of it",
+                            }
+                        ),
+                    });
+                }
+            },
+        };
+        if choice.learned || !choice.by_task {
+            seen.tally.add(&method.choices(&batch)?)?;
+        }
         let (labels, values) = best(&scores, choice, &task.info)?;
         for i in 0..batch.len() {
             let right = labels[i] == batch.labels[i];
@@ -324,32 +377,47 @@ fn evaluate(
             ),
         });
     }
-    Ok(seen)
+    Ok(Some(seen))
+}
+
+/// What a method says of images of a task, held to its shape.
+fn of_task(method: &dyn Method, batch: &Batch, task: &TaskInfo) -> Result<Option<Tensor>> {
+    let scores = method.predict_task(batch, task)?;
+    let shape = [batch.len(), task.classes.len()];
+    match &scores {
+        Some(scores) if scores.dims() != shape => Err(Error::State {
+            problem: format!(
+                "scores of task {} have shape {:?}, expected one per image and class of it, {shape:?}",
+                task.index + 1,
+                scores.dims()
+            ),
+        }),
+        _ => Ok(scores),
+    }
 }
 
 /// Which classes a prediction may name.
 #[derive(Clone, Copy)]
 struct Choosable<'a> {
-    /// Those of the image's own task, where it is known.
-    among: Option<&'a Range<usize>>,
+    /// Those of the image's own task, which is known.
+    by_task: bool,
+    /// Whether that task is over.
+    learned: bool,
     /// Those that had a training image. A class without one in the domains so far has no say, whatever its method
-    /// makes of it.
+    /// makes of it; but of a data set that is to come each has.
     known: &'a [bool],
 }
 
 /// The label of the largest score of each row, the smaller label where two are equal.
 fn best(scores: &Tensor, choice: Choosable<'_>, task: &TaskInfo) -> Result<(Vec<u32>, Vec<f32>)> {
-    let (mut scores, first) = match choice.among {
-        Some(classes) => (
-            scores
-                .narrow(1, classes.start, classes.len())?
-                .contiguous()?,
-            classes.start,
-        ),
-        None => (scores.clone(), 0),
+    let mut scores = scores.clone();
+    let first = match choice.by_task {
+        true => task.classes.start,
+        false => 0,
     };
     let known = choice.known.iter().skip(first).take(scores.dim(1)?);
-    if known.clone().any(|known| !known) {
+    let barred = choice.learned || !choice.by_task;
+    if barred && known.clone().any(|known| !known) {
         let bar = known.map(|known| if *known { 0.0 } else { f32::NEG_INFINITY });
         let bar = Tensor::from_vec(bar.collect(), (1, scores.dim(1)?), scores.device())?;
         scores = scores.broadcast_add(&bar)?;

@@ -27,6 +27,9 @@ pub struct Standing {
     pub cost: Cost,
     /// Use of pools so far.
     pub pools: Vec<PoolUse>,
+    /// Past images that the method kept after each task.
+    #[serde(default)]
+    pub exemplars: Vec<usize>,
 }
 
 /// Where in a task.

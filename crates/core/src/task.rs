@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A few images with their labels, ready for the backbone.
 #[derive(Debug, Clone)]
@@ -74,6 +74,17 @@ pub trait Split: Send + Sync {
     fn batches_behind(&self, view: View, batch: usize, done: usize) -> Batches<'_> {
         Box::new(self.batches(view, batch).skip(done))
     }
+
+    /// Those of its images that have one of these ids, in stored order; ids of other images are passed over. What a method
+    /// keeps of a task that is over comes again this way.
+    fn only(&self, ids: &[u64]) -> Result<Arc<dyn Split>> {
+        Err(Error::State {
+            problem: format!(
+                "{} past images are to come again, but this split cannot be cut to some of its images; it needs `Split::only`",
+                ids.len()
+            ),
+        })
+    }
 }
 
 /// What a method may know of a task before it sees an image.
@@ -119,6 +130,9 @@ pub enum Scenario {
     TaskIncremental,
     /// The same classes, all in every task, in new domains of these names.
     DomainIncremental(Vec<String>),
+    /// The classes of another data set in each task, by these names. The set of a test image is known, and after every task all
+    /// sets are evaluated, also those that are not learned yet: ZSCL's MTIL.
+    MultiDomain(Vec<String>),
 }
 
 impl Scenario {
@@ -128,7 +142,13 @@ impl Scenario {
             Self::ClassIncremental => "class-incremental",
             Self::TaskIncremental => "task-incremental",
             Self::DomainIncremental(_) => "domain-incremental",
+            Self::MultiDomain(_) => "multi-domain",
         }
+    }
+
+    /// Whether the task of a test image is known.
+    pub fn tells_tasks(&self) -> bool {
+        matches!(self, Self::TaskIncremental | Self::MultiDomain(_))
     }
 }
 

@@ -1,5 +1,5 @@
 //! Images for candlewick: decoding as Pillow does it, preprocessing as torchvision does it, folders of images,
-//! a loader that works ahead in the pool's threads, and class-incremental streams.
+//! a loader that works ahead in the pool's threads, and streams of classes, of domains and of data sets.
 //!
 //! The way of the data is [`Folder::open`] or [`demo()`] → [`Parts`] → [`class_incremental`] with a [`Loader`] →
 //! [`candlewick_core::Stream`]. A data set from elsewhere implements [`Source`].
@@ -36,6 +36,7 @@ pub mod error;
 pub mod folder;
 pub mod listing;
 pub mod loader;
+pub mod multi;
 pub mod order;
 pub mod preset;
 pub mod resize;
@@ -52,6 +53,7 @@ pub use folder::{Folder, entries, of_paths};
 pub use image::RgbImage;
 pub use listing::{Bytes, Item, Listing};
 pub use loader::{ImageSplit, Loader, OnCorrupt};
+pub use multi::{Several, multi_domain};
 pub use order::Order;
 pub use preset::{PRESETS, Preset};
 pub use resize::{Interpolation, Rect};

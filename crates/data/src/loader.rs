@@ -172,6 +172,28 @@ impl Split for ImageSplit {
             Err(error) => Box::new(std::iter::once(Err(error.into()))),
         }
     }
+
+    fn only(&self, ids: &[u64]) -> candlewick_core::Result<Arc<dyn Split>> {
+        let wanted: BTreeSet<u64> = ids.iter().copied().collect();
+        let part = &*self.part;
+        let (members, labels) = part
+            .members
+            .iter()
+            .zip(&part.labels)
+            .filter(|(member, _)| wanted.contains(&(part.first_id + **member as u64)))
+            .map(|(member, label)| (*member, *label))
+            .unzip();
+        let part = Part {
+            source: Arc::clone(&part.source),
+            members,
+            labels,
+            ..*part
+        };
+        Ok(Arc::new(Self {
+            loader: self.loader.clone(),
+            part: Arc::new(part),
+        }))
+    }
 }
 
 /// Everything that decides about the images of a pass; shared with the threads.

@@ -8,6 +8,8 @@
 mod folders;
 #[path = "data/loading.rs"]
 mod loading;
+#[path = "data/multi.rs"]
+mod multi;
 #[path = "data/pictures.rs"]
 mod pictures;
 #[path = "data/pool.rs"]

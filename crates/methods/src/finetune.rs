@@ -46,7 +46,7 @@ pub enum Part {
 }
 
 impl Part {
-    fn is_default(&self) -> bool {
+    pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -23,6 +23,7 @@ pub mod draw;
 pub mod dualprompt;
 pub mod ease;
 pub mod esn;
+pub mod exemplars;
 pub mod fecam;
 pub mod finetune;
 pub mod fisher;
@@ -42,6 +43,7 @@ pub mod pet;
 pub mod prefix;
 pub mod random_prompt;
 pub mod ranpac;
+pub mod replay;
 pub mod simplecil;
 pub mod slca;
 pub mod ssf;
@@ -69,6 +71,7 @@ pub use draw::Draw;
 pub use dualprompt::DualPrompt;
 pub use ease::Ease;
 pub use esn::Esn;
+pub use exemplars::Memory;
 pub use fecam::FeCam;
 pub use finetune::Finetune;
 pub use joint::Joint;
@@ -84,6 +87,7 @@ pub use nearest_mean::NearestMean;
 pub use pet::Pet;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
+pub use replay::Replay;
 pub use simplecil::SimpleCil;
 pub use slca::Slca;
 pub use tables::{About, COMPAT, Compat, METHODS, replaced};
@@ -149,6 +153,8 @@ pub enum MethodConfig {
     Finetune(Finetune),
     /// See [`joint`].
     Joint(Joint),
+    /// See [`replay`].
+    Replay(Replay),
     /// See [`slca`].
     Slca(Slca),
     /// See [`cofima`].
@@ -190,6 +196,7 @@ impl MethodConfig {
             "mos" => Self::Mos(Mos::deserialize(settings)?),
             "finetune" => Self::Finetune(Finetune::deserialize(settings)?),
             "joint" => Self::Joint(Joint::deserialize(settings)?),
+            "replay" => Self::Replay(Replay::deserialize(settings)?),
             "slca" => Self::Slca(Slca::deserialize(settings)?),
             "cofima" => Self::CoFiMa(CoFiMa::deserialize(settings)?),
             "continual-clip" => Self::ContinualClip(ContinualClip::deserialize(settings)?),
@@ -242,6 +249,9 @@ impl MethodConfig {
             }
             (Self::Finetune(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Joint(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Replay(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
             (Self::Slca(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
             }
@@ -297,6 +307,7 @@ impl MethodConfig {
             Self::JointRidge(config) => config.check()?,
             Self::Finetune(config) => config.check()?,
             Self::Joint(config) => config.0.check()?,
+            Self::Replay(config) => config.check()?,
             Self::Slca(config) => config.check()?,
             Self::CoFiMa(config) => config.check()?,
             Self::ContinualClip(config) => config.check()?,
@@ -348,6 +359,7 @@ impl MethodConfig {
             | Self::Coda(_)
             | Self::Finetune(_)
             | Self::Joint(_)
+            | Self::Replay(_)
             | Self::Slca(_)
             | Self::CoFiMa(_)
             | Self::Coop(_)
@@ -393,6 +405,7 @@ impl MethodConfig {
         let whole = |tuning: &Tuning| matches!(tuning, Tuning::Finetune {});
         match self {
             Self::Finetune(config) | Self::Joint(Joint(config)) => config.trains_backbone(),
+            Self::Replay(config) => config.network().trains_backbone(),
             Self::Slca(_) | Self::CoFiMa(_) | Self::Zscl(_) => true,
             Self::Aper(config) => whole(&config.tuning),
             Self::RanPac(config) => config.tuning.as_ref().is_some_and(whole),
@@ -450,6 +463,7 @@ impl MethodConfig {
             Self::NearestMean(_) => "nearest-mean",
             Self::RandomPrompt(_) => "random-prompt",
             Self::RanPac(_) => "ranpac",
+            Self::Replay(_) => "replay",
             Self::SimpleCil(_) => "simplecil",
             Self::Slca(_) => "slca",
             Self::Vpt(_) => "vpt",
@@ -477,6 +491,7 @@ impl MethodConfig {
             Self::Linear(_)
             | Self::Finetune(_)
             | Self::Joint(_)
+            | Self::Replay(_)
             | Self::RandomPrompt(_)
             | Self::SimpleCil(_)
             | Self::Coda(_)

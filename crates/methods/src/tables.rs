@@ -23,6 +23,15 @@ impl About {
             _ => "none",
         }
     }
+
+    /// Whether past training images themselves come again, for people to read.
+    pub fn images_kept(&self) -> &'static str {
+        match self.name {
+            "joint" => "all",
+            "replay" => "as memory says",
+            _ => "none",
+        }
+    }
 }
 
 /// All methods, in the order of their names.
@@ -158,6 +167,12 @@ pub const METHODS: &[About] = &[
         what: "ridge regression on a random projection of the feature",
         paper: "McDonnell et al. 2023, RanPAC: Random Projections and Pre-trained Models for Continual Learning",
         trains: false,
+    },
+    About {
+        name: "replay",
+        what: "backbone and head trained on new images and on a memory of past ones",
+        paper: "Chaudhry et al. 2019, On Tiny Episodic Memories in Continual Learning",
+        trains: true,
     },
     About {
         name: "simplecil",

@@ -41,6 +41,8 @@ mod pet;
 mod plain;
 #[path = "methods/ranpac.rs"]
 mod ranpac;
+#[path = "methods/replay.rs"]
+mod replay;
 #[path = "methods/resume.rs"]
 mod resume;
 #[path = "methods/seam.rs"]

@@ -143,6 +143,9 @@ pub fn matrix(run: &Run) -> Markup {
             true => {
                 "Accuracy in percent on the test images of a domain (column) after learning a domain (row); right of the diagonal before it was learned"
             }
+            false if run.scenario() == "multi-domain" => {
+                "Accuracy in percent on the test images of a data set (column) after learning a data set (row); right of the diagonal before it was learned"
+            }
             false => {
                 "Accuracy in percent on the test images of a task (column) after learning a task (row)"
             }

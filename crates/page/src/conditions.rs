@@ -71,6 +71,15 @@ fn facts(runs: &[&Run]) -> Vec<Fact> {
             });
         }
     }
+    if runs.iter().any(|run| run.report.exemplars.is_some()) {
+        facts.push(own("past images kept", |run| {
+            let kept = run.report.exemplars.as_ref();
+            kept.map_or("none".into(), |kept| {
+                let last = kept.images.last().copied().unwrap_or(0);
+                format!("{last} ({})", kept.rule)
+            })
+        }));
+    }
     facts.push(own("skipped images", |run| {
         run.count("images_skipped").unwrap_or(0).to_string()
     }));

@@ -35,6 +35,11 @@ pub struct Report {
     /// Use of pools of prompts.
     #[serde(default)]
     pub pools: Vec<Pool>,
+    /// Why a metric has no value.
+    #[serde(default)]
+    pub undefined: BTreeMap<String, String>,
+    /// Past images that the method kept.
+    pub exemplars: Option<Exemplars>,
 }
 
 /// Accuracy on everything seen, session by session, in percent.
@@ -45,6 +50,15 @@ pub struct SessionAccuracy {
     /// Each task counting once.
     #[serde(rename = "macro")]
     pub macro_: Vec<f64>,
+}
+
+/// Past training images that a method kept.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Exemplars {
+    /// Which and how many, in words.
+    pub rule: String,
+    /// After each task.
+    pub images: Vec<u64>,
 }
 
 /// One task of the stream.
@@ -58,6 +72,8 @@ pub struct Task {
     pub test_images: u64,
     /// In domain-incremental streams.
     pub domain: Option<String>,
+    /// In multi-domain streams.
+    pub set: Option<String>,
 }
 
 /// One pool of prompts.
@@ -249,8 +265,9 @@ impl Run {
 
     /// What a task is called in the head of a row or a column.
     pub(crate) fn task_name(&self, index: usize) -> String {
-        let domain = self.report.tasks.get(index).and_then(|t| t.domain.clone());
-        domain.unwrap_or_else(|| (index + 1).to_string())
+        let task = self.report.tasks.get(index);
+        let named = task.and_then(|t| t.domain.clone().or_else(|| t.set.clone()));
+        named.unwrap_or_else(|| (index + 1).to_string())
     }
 
     /// A fact of the fingerprint as text.

@@ -7,7 +7,7 @@ use crate::number::{count, percent};
 use crate::record::Run;
 
 /// Metrics in the order of tables, as people call them, and whether more is better.
-const METRICS: [(&str, &str, bool); 6] = [
+const METRICS: [(&str, &str, bool); 9] = [
     (
         "average_incremental_accuracy",
         "average incremental accuracy",
@@ -18,6 +18,9 @@ const METRICS: [(&str, &str, bool); 6] = [
     ("forgetting", "forgetting", false),
     ("backward_transfer", "backward transfer", true),
     ("forward_transfer", "forward transfer", true),
+    ("mtil_transfer", "transfer, MTIL", true),
+    ("mtil_average", "average, MTIL", true),
+    ("mtil_last", "last, MTIL", true),
 ];
 
 /// One metric of one or several runs.
@@ -69,8 +72,21 @@ pub fn figures(run: &Run) -> Markup {
                     }
                 }
             }
+            @for (field, why) in &run.report.undefined {
+                div data-metric=(field) {
+                    dt { (called(field)) }
+                    dd class="figure" { "not defined" }
+                    dd class="what" { (why) }
+                }
+            }
         }
     }
+}
+
+/// As people call a metric.
+fn called(field: &str) -> String {
+    let known = METRICS.iter().find(|(known, ..)| *known == field);
+    known.map_or_else(|| field.replace('_', " "), |(_, name, _)| (*name).into())
 }
 
 /// Of several: a row each; the best is marked where they may be compared.

@@ -29,10 +29,7 @@ impl Told {
             None => format!("pixels {}", short(&fingerprint.preprocess)),
         };
         let data = &recipe.data;
-        let place = match (&data.name, &data.path) {
-            (Some(name), _) => name.clone(),
-            (None, path) => path.iter().map(|p| p.display().to_string()).collect(),
-        };
+        let place = data.label();
         let split = match data.split.as_ref().map(Table::try_from) {
             Some(Ok(split)) => {
                 let words = ["kind", "seed"].map(|key| split.get(key).map(value));

@@ -13,11 +13,19 @@ const FILES: [&str; 5] = [
 ];
 
 /// A prompt with moments, an adapter with dropout, sums alone; two copies of a module, and a backbone that trains whole, is merged by
-/// its Fisher information and aligned.
-const KILLED: [&str; 6] = ["l2p", "aper", "coda", "simplecil", "lae", "cofima"];
+/// its Fisher information and aligned; images that come again.
+const KILLED: [&str; 7] = [
+    "l2p",
+    "aper",
+    "coda",
+    "simplecil",
+    "lae",
+    "cofima",
+    "replay",
+];
 
 /// Those that have no recipe of their own here.
-const TABLES: [(&str, &str); 3] = [
+const TABLES: [(&str, &str); 4] = [
     (
         "aper",
         "[method.tuning]\nkind = \"adapter\"\nbottleneck = 4",
@@ -31,6 +39,7 @@ const TABLES: [(&str, &str); 3] = [
         "backbone_lr = 0.02\n[method.merge]\nrule = \"fisher\"\nalpha = 0.5\nclip = 1e-4\n[method.alignment]\nepochs = 2\n\
          samples = 8\nlr = 0.01\nlogit_norm = 0.1",
     ),
+    ("replay", "memory = { total = 9, choice = \"herding\" }"),
 ];
 
 fn lab() -> Lab {
@@ -59,7 +68,7 @@ fn settings(method: &str) -> &'static str {
     match method {
         "simplecil" => "",
         "aper" => "--set train.epochs=6 --set train.schedule=cosine",
-        "cofima" => "--set train.epochs=2 --set train.state=bf16",
+        "cofima" | "replay" => "--set train.epochs=2 --set train.state=bf16",
         _ => {
             "--set train.epochs=4 --set train.schedule=cosine --set train.warmup.steps=5 \
              --set train.warmup.start=0.1 --set train.state=bf16"

@@ -23,6 +23,7 @@ pub fn report(percent: f64) -> Report {
         train_images: 10,
         test_images: 4,
         domain: None,
+        set: None,
     };
     Report {
         schema: SCHEMA,
@@ -58,6 +59,8 @@ pub fn report(percent: f64) -> Report {
         },
         cost: Cost::default(),
         pools: Vec::new(),
+        exemplars: None,
+        undefined: Default::default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod seam;
 use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor};
+use candlewick_core::exemplars::training;
 use candlewick_core::{
     Batch, Error, Method, Outcome, Result, RunOptions, State, Stream, Task, TaskInfo, View, run,
 };
@@ -30,7 +31,7 @@ pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor
     let mut seen: Vec<TaskInfo> = Vec::new();
     for task in &stream.tasks {
         let old = method.state()?;
-        learn(method.as_mut(), task, seen.len())?;
+        learn(method.as_mut(), stream, seen.len())?;
         old_classes_stand_still(&old, &method.state()?, &task.info, &seen)?;
         seen.push(task.info.clone());
         test_batches_do_not_matter(method.as_ref(), task, task.info.classes.end)?;
@@ -45,17 +46,27 @@ pub fn check(build: Build<'_>, stream: &Stream, frozen: &BTreeMap<String, Tensor
     tasks_without_end(build, stream)
 }
 
-fn learn(method: &mut dyn Method, task: &Task, index: usize) -> Result<()> {
+/// As a run does it, with the past images that the method keeps.
+fn learn(method: &mut dyn Method, stream: &Stream, index: usize) -> Result<()> {
+    let task = &stream.tasks[index];
+    let kept = method.exemplars();
     method.begin_task(&task.info)?;
+    let split = training(method, stream, index)?;
     for epoch in 0..method.epochs() {
         let view = View::Train {
             seed: 1,
             epoch: (index * 1000 + epoch) as u64,
         };
         method.begin_epoch(epoch)?;
-        for batch in task.train.batches(view, method.batch_size()) {
+        for batch in split.batches(view, method.batch_size()) {
             method.observe(&batch?)?;
         }
+    }
+    if method.exemplars() != kept {
+        return broken(&format!(
+            "exemplars are others while task {} is trained: they are chosen behind it",
+            index + 1
+        ));
     }
     method.end_task(task, &mut |_| Ok(()))
 }
@@ -147,6 +158,12 @@ fn saving_and_loading_changes_nothing(
 ) -> Result<()> {
     let mut loaded = build()?;
     loaded.restore(seen, &method.state()?)?;
+    if loaded.exemplars() != method.exemplars() {
+        return broken(&format!(
+            "exemplars differ after saving and loading behind task {}",
+            task.info.index
+        ));
+    }
     for batch in task.test.batches(View::Plain, 16) {
         let batch = fresh(&batch?)?;
         let (a, b) = (method.predict(&batch)?, loaded.predict(&batch)?);
@@ -162,16 +179,16 @@ fn saving_and_loading_changes_nothing(
 
 /// Stop behind the first task, load, go on: the end is the same bit for bit.
 fn resuming_is_the_same_run(build: Build<'_>, stream: &Stream, end: &State) -> Result<()> {
-    let Some((first, rest)) = stream.tasks.split_first() else {
+    let Some(first) = stream.tasks.first() else {
         return broken("the stream has no task");
     };
     let mut method = build()?;
-    learn(method.as_mut(), first, 0)?;
+    learn(method.as_mut(), stream, 0)?;
     let saved = method.state()?;
     let mut resumed = build()?;
     resumed.restore(std::slice::from_ref(&first.info), &saved)?;
-    for (i, task) in rest.iter().enumerate() {
-        learn(resumed.as_mut(), task, i + 1)?;
+    for i in 1..stream.tasks.len() {
+        learn(resumed.as_mut(), stream, i)?;
     }
     match bits(&resumed.state()?)? == bits(end)? {
         true => Ok(()),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use candlewick_core::exemplars::training;
 use candlewick_core::{Method, Result, Session, State, Stream, Task, TaskInfo, View};
 
 use super::{Build, bits, broken, fresh, values};
@@ -13,10 +14,11 @@ pub fn resuming(build: Build<'_>, stream: &Stream) -> Result<()> {
     let (mut through, mut stopped) = (build()?, build()?);
     let mut begun: Vec<TaskInfo> = Vec::new();
     let mut passes = 0;
-    for task in &stream.tasks {
+    for (t, task) in stream.tasks.iter().enumerate() {
         through.begin_task(&task.info)?;
         stopped.begin_task(&task.info)?;
         begun.push(task.info.clone());
+        let split = training(through.as_ref(), stream, t)?;
         let epochs = through.epochs();
         for epoch in 0..epochs {
             through.begin_epoch(epoch)?;
@@ -26,7 +28,7 @@ pub fn resuming(build: Build<'_>, stream: &Stream) -> Result<()> {
                 epoch: passes,
             };
             passes += 1;
-            for (step, batch) in task.train.batches(view, through.batch_size()).enumerate() {
+            for (step, batch) in split.batches(view, through.batch_size()).enumerate() {
                 let batch = batch?;
                 let losses = [through.observe(&batch)?, stopped.observe(&batch)?];
                 let [one, two] = losses.map(|loss| loss.to_scalar::<f32>());
@@ -60,6 +62,9 @@ fn taken_up(build: Build<'_>, method: &dyn Method, begun: &[TaskInfo]) -> Result
     let (state, session) = (method.state()?, method.session()?);
     let mut next = build()?;
     next.resume(begun, &copies(&state)?, copies(session.tensors())?.into())?;
+    if next.exemplars() != method.exemplars() {
+        return broken("taken up, the method keeps other exemplars");
+    }
     let again = next.session()?;
     let names = |session: &Session| session.tensors().keys().cloned().collect::<Vec<_>>();
     match names(&session) == names(&again) {

@@ -192,7 +192,7 @@ pub fn domain_stream() -> Stream {
     domain_incremental(&parts, Domain::Folder, &Order::Natural, &loader(false)).unwrap()
 }
 
-fn loader(augmented: bool) -> Loader {
+pub fn loader(augmented: bool) -> Loader {
     let mut text = String::from(
         r#"
         resize = 73

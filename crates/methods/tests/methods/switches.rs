@@ -31,6 +31,7 @@ pub fn plain(method: &str) -> Table {
         "knn" => "k = 5\ndistance = \"cosine\"\nweights = \"distance\"",
         "nearest-mean" => "distance = \"cosine\"",
         "finetune" | "joint" => "",
+        "replay" => "memory = { total = 20, choice = \"herding\" }",
         "slca" => {
             "backbone_lr = 0.01\nalignment = { epochs = 2, samples = 16, lr = 0.01, logit_norm = 0.1 }"
         }
