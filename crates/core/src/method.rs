@@ -36,6 +36,14 @@ pub trait Method {
     /// not on images, since [`restore`](Self::restore) replays it.
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()>;
 
+    /// Once behind [`begin_task`](Self::begin_task), before the first pass: for methods that need to look at the task's images
+    /// before they train, as for class means of the frozen feature. What it finds is part of [`state`](Self::state); `progress` is
+    /// as in [`end_task`](Self::end_task).
+    fn prepare(&mut self, task: &Task, progress: Progress<'_>) -> Result<()> {
+        let _ = (task, progress);
+        Ok(())
+    }
+
     /// A pass over the task begins, counted from 0 in each task; learning-rate schedules go by it.
     fn begin_epoch(&mut self, epoch: usize) -> Result<()> {
         let _ = epoch;

@@ -149,6 +149,11 @@ impl Params {
         }
     }
 
+    /// Where they are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// All variables in the order of their names.
     pub fn vars(&self) -> Vec<Var> {
         self.vars.values().cloned().collect()

@@ -118,6 +118,7 @@ pub fn go_on(
         watch.on(Event::TaskBegin(&task.info))?;
         if at.phase == Phase::Ahead {
             method.begin_task(&task.info)?;
+            method.prepare(task, &mut |images| watch.on(Event::Looked(images)))?;
             at.phase = Phase::Training {
                 epoch: 0,
                 batches: 0,

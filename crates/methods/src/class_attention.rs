@@ -110,7 +110,7 @@ impl ClassAttention {
 }
 
 /// Over the last dimension, with PyTorch's usual ε.
-fn layer_norm(x: &Tensor, [weight, bias]: &[Tensor; 2], train: bool) -> Result<Tensor> {
+pub(crate) fn layer_norm(x: &Tensor, [weight, bias]: &[Tensor; 2], train: bool) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let var = centred.sqr()?.mean_keepdim(D::Minus1)?;
     let normed = centred.broadcast_div(&(var + 1e-5)?.sqrt()?)?;

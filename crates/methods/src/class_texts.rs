@@ -8,7 +8,8 @@
 //! The ensemble is that of Radford et al. 2021 (`openai/CLIP:notebooks/Prompt_Engineering_for_ImageNet.ipynb`). A class is encoded when
 //! it arrives and stays as it is.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 use candlewick_core::language::unit;
@@ -35,6 +36,8 @@ pub struct ClassTexts {
     templates: Templates,
     /// `(classes, E)`, of length 1.
     rows: Option<Tensor>,
+    /// Those of tasks that have not come, by the names of their classes.
+    ahead: Mutex<BTreeMap<Vec<String>, Tensor>>,
 }
 
 impl ClassTexts {
@@ -44,6 +47,7 @@ impl ClassTexts {
             language,
             templates,
             rows: None,
+            ahead: Mutex::default(),
         }
     }
 
@@ -93,6 +97,30 @@ impl ClassTexts {
     /// Scores `(B, classes)` of features of the backbone.
     pub fn scores(&self, features: &Tensor) -> Result<Tensor> {
         cosines(self.language.as_ref(), features, self.rows()?)
+    }
+
+    /// Scores `(B, classes of the task)`, also of a task that has not come, by what its classes are called.
+    pub fn task_scores(&self, features: &Tensor, task: &TaskInfo) -> Result<Option<Tensor>> {
+        let known = self.classes()?;
+        if task.classes.end <= known {
+            let rows = self
+                .rows()?
+                .narrow(0, task.classes.start, task.classes.len())?;
+            return Ok(Some(cosines(self.language.as_ref(), features, &rows)?));
+        }
+        if task.names.len() != task.classes.len() {
+            return Ok(None);
+        }
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = match ahead.get(&task.names) {
+            Some(rows) => rows.clone(),
+            None => {
+                let rows = ensembles(self.language.as_ref(), &self.templates, &task.names)?;
+                ahead.insert(task.names.clone(), rows.clone());
+                rows
+            }
+        };
+        Ok(Some(cosines(self.language.as_ref(), features, &rows)?))
     }
 
     /// Adds the texts to what is saved.

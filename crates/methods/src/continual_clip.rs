@@ -67,6 +67,10 @@ impl Method for ZeroShot {
         self.texts.scores(&self.frozen.query(batch)?)
     }
 
+    fn predict_task(&self, batch: &Batch, task: &TaskInfo) -> Result<Option<Tensor>> {
+        self.texts.task_scores(&self.frozen.query(batch)?, task)
+    }
+
     fn trainable(&self) -> usize {
         0
     }

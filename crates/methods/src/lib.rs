@@ -41,6 +41,7 @@ pub mod mos;
 pub mod nearest_mean;
 pub mod pet;
 pub mod prefix;
+pub mod proof;
 pub mod random_prompt;
 pub mod ranpac;
 pub mod replay;
@@ -85,6 +86,7 @@ pub use memory::Extent;
 pub use mos::Mos;
 pub use nearest_mean::NearestMean;
 pub use pet::Pet;
+pub use proof::Proof;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
 pub use replay::Replay;
@@ -166,6 +168,8 @@ pub enum MethodConfig {
     Coop(Coop),
     /// See [`zscl`].
     Zscl(Zscl),
+    /// See [`proof`].
+    Proof(Proof),
 }
 
 impl MethodConfig {
@@ -202,6 +206,7 @@ impl MethodConfig {
             "continual-clip" => Self::ContinualClip(ContinualClip::deserialize(settings)?),
             "coop" => Self::Coop(Coop::deserialize(settings)?),
             "zscl" => Self::Zscl(Zscl::deserialize(settings)?),
+            "proof" => Self::Proof(Proof::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -231,6 +236,9 @@ impl MethodConfig {
         Ok(match (self, train) {
             (Self::Linear(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
+            (Self::Proof(config), Some(train)) => {
+                Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
             (Self::Zscl(config), Some(train)) => {
                 Box::new(config.build(backbone, train, beside.reference, seed)?)
             }
@@ -313,6 +321,7 @@ impl MethodConfig {
             Self::ContinualClip(config) => config.check()?,
             Self::Coop(config) => config.check()?,
             Self::Zscl(config) => config.check()?,
+            Self::Proof(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -340,6 +349,7 @@ impl MethodConfig {
             | Self::Knn(_)
             | Self::ContinualClip(_)
             | Self::Coop(_)
+            | Self::Proof(_)
             | Self::JointRidge(_) => true,
             Self::RanPac(config) => config.tuning.is_none(),
             Self::FeCam(config) => config.tuning.is_none(),
@@ -364,6 +374,7 @@ impl MethodConfig {
             | Self::CoFiMa(_)
             | Self::Coop(_)
             | Self::Zscl(_)
+            | Self::Proof(_)
             | Self::Lae(_)
             | Self::Ease(_)
             | Self::Esn(_)
@@ -397,7 +408,10 @@ impl MethodConfig {
 
     /// Whether it reads class names, so that the backbone needs a text tower.
     pub fn reads_texts(&self) -> bool {
-        matches!(self, Self::ContinualClip(_) | Self::Coop(_) | Self::Zscl(_))
+        matches!(
+            self,
+            Self::ContinualClip(_) | Self::Coop(_) | Self::Zscl(_) | Self::Proof(_)
+        )
     }
 
     /// Whether every weight of the backbone trains, in all tasks or in the first.
@@ -468,6 +482,7 @@ impl MethodConfig {
             Self::Slca(_) => "slca",
             Self::Vpt(_) => "vpt",
             Self::Zscl(_) => "zscl",
+            Self::Proof(_) => "proof",
         };
         let place = METHODS.iter().position(|about| about.name == name);
         METHODS[place.unwrap_or_default()]
@@ -486,6 +501,7 @@ impl MethodConfig {
             Self::Mos(config) => config.compat(),
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
+            Self::Proof(config) => config.compat(),
             Self::Slca(config) => config.compat("slca"),
             Self::CoFiMa(config) => config.compat(),
             Self::Linear(_)

@@ -157,6 +157,12 @@ pub const METHODS: &[About] = &[
         trains: false,
     },
     About {
+        name: "proof",
+        what: "projections of both towers of a CLIP that grow with the tasks, attention across texts and prototypes",
+        paper: "Zhou et al. 2025, Learning without Forgetting for Vision-Language Models",
+        trains: true,
+    },
+    About {
         name: "random-prompt",
         what: "deep prompts that are drawn and never trained; the floor of deep prompts",
         paper: "-",
@@ -332,6 +338,24 @@ pub const COMPAT: &[Compat] = &[
         switch: "alignment.shrink=task-size",
         what: "the task of an old class is taken to be the class by the size of the present task",
         source: "GengDavid/SLCA:models/slca.py",
+    },
+    Compat {
+        method: "proof",
+        switch: "fusion=batch",
+        what: "texts and prototypes are fused with the mean of a batch: predictions depend on the batch",
+        source: "LAMDA-CL/PROOF:utils/inc_net.py",
+    },
+    Compat {
+        method: "proof",
+        switch: "old_text=trains",
+        what: "projections of texts of earlier tasks go on training",
+        source: "LAMDA-CL/PROOF:utils/inc_net.py",
+    },
+    Compat {
+        method: "proof",
+        switch: "test_image=raw",
+        what: "images are not normalised at test, though they were in training",
+        source: "LAMDA-CL/PROOF:models/proof.py",
     },
     Compat {
         method: "ranpac",

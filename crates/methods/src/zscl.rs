@@ -23,7 +23,7 @@ use candlewick_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::class_texts::{ensembles, language};
+use crate::class_texts::{ClassTexts, language};
 use crate::templates::Templates;
 
 /// `[method] name = "zscl"`.
@@ -194,8 +194,7 @@ struct Current {
 /// Both towers frozen as they are, and texts of all classes.
 struct Still {
     backbone: Arc<dyn Backbone>,
-    language: Arc<dyn Language>,
-    texts: Tensor,
+    texts: ClassTexts,
 }
 
 /// A CLIP under training.
@@ -324,12 +323,15 @@ impl HeldClip {
         };
         let backbone = self.given.with_weights(&part(IMAGES))?;
         let language = self.teacher.with_weights(&part(TEXTS))?;
-        let texts = ensembles(language.as_ref(), &self.config.templates, &self.names)?;
-        let still = Still {
-            backbone,
-            language,
-            texts,
-        };
+        let mut texts = ClassTexts::new(language, self.config.templates.clone());
+        texts.grow(&TaskInfo {
+            index: 0,
+            classes: 0..self.names.len(),
+            names: self.names.clone(),
+            train_len: 0,
+            test_len: 0,
+        })?;
+        let still = Still { backbone, texts };
         Ok(self.still.get_or_init(|| still))
     }
 
@@ -430,7 +432,13 @@ impl Method for HeldClip {
     fn predict(&self, batch: &Batch) -> Result<Tensor> {
         let still = self.still()?;
         let features = still.backbone.query(&batch.images)?;
-        crate::class_texts::cosines(still.language.as_ref(), &features, &still.texts)
+        still.texts.scores(&features)
+    }
+
+    fn predict_task(&self, batch: &Batch, task: &TaskInfo) -> Result<Option<Tensor>> {
+        let still = self.still()?;
+        let features = still.backbone.query(&batch.images)?;
+        still.texts.task_scores(&features, task)
     }
 
     fn trainable(&self) -> usize {

@@ -51,6 +51,7 @@ fn learn(method: &mut dyn Method, stream: &Stream, index: usize) -> Result<()> {
     let task = &stream.tasks[index];
     let kept = method.exemplars();
     method.begin_task(&task.info)?;
+    method.prepare(task, &mut |_| Ok(()))?;
     let split = training(method, stream, index)?;
     for epoch in 0..method.epochs() {
         let view = View::Train {

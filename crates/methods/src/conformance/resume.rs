@@ -17,6 +17,8 @@ pub fn resuming(build: Build<'_>, stream: &Stream) -> Result<()> {
     for (t, task) in stream.tasks.iter().enumerate() {
         through.begin_task(&task.info)?;
         stopped.begin_task(&task.info)?;
+        through.prepare(task, &mut |_| Ok(()))?;
+        stopped.prepare(task, &mut |_| Ok(()))?;
         begun.push(task.info.clone());
         let split = training(through.as_ref(), stream, t)?;
         let epochs = through.epochs();

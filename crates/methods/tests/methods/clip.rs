@@ -34,7 +34,7 @@ fn coop_keeps_the_laws() {
 }
 
 /// Some of the fixture's texts.
-fn lines(which: &[usize]) -> Vec<String> {
+pub fn lines(which: &[usize]) -> Vec<String> {
     #[derive(serde::Deserialize)]
     struct Line {
         text: String,
@@ -452,5 +452,41 @@ fn zscl_without_anything_to_hold_on_to_says_so() {
     ] {
         let error = change.check().unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
+    }
+}
+
+/// By what its classes are called, a task is scored before it comes.
+#[test]
+fn tasks_to_come_are_scored_by_their_names() {
+    let stream = odd_stream(false);
+    let (backbone, _) = clip_in(Precision::F32, 64);
+    let batch = stream.tasks[2]
+        .test
+        .batches(View::Plain, 8)
+        .next()
+        .unwrap()
+        .unwrap();
+    let clip = ContinualClip::default();
+    let mut methods: Vec<Box<dyn Method>> = vec![
+        Box::new(clip.build(backbone.clone()).unwrap()),
+        Box::new(zscl(false).build(backbone, slow(), None, 5).unwrap()),
+    ];
+    for method in &mut methods {
+        method.begin_task(&stream.tasks[0].info).unwrap();
+        let ahead = method
+            .predict_task(&batch, &stream.tasks[2].info)
+            .unwrap()
+            .unwrap();
+        assert_eq!(ahead.dims(), [batch.len(), 4]);
+        for task in &stream.tasks[1..3] {
+            method.begin_task(&task.info).unwrap();
+        }
+        let come = method
+            .predict_task(&batch, &stream.tasks[2].info)
+            .unwrap()
+            .unwrap();
+        assert!(difference(&ahead, &come) < 1e-4);
+        let all = method.predict(&batch).unwrap();
+        assert!(difference(&all.narrow(1, 7, 4).unwrap(), &come) < 1e-4);
     }
 }

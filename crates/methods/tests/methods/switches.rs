@@ -25,6 +25,7 @@ pub fn plain(method: &str) -> Table {
         "random-prompt" => "length = 2",
         "linear" | "simplecil" | "joint-linear" | "joint-ridge" | "continual-clip" => "",
         "coop" => "length = 2",
+        "proof" => "contexts = 2\nmemory = { per_class = 2, choice = \"herding\" }",
         "zscl" => "average_every = 2\nconsolidation = 0.1\nlabel_smoothing = 0.1",
         "aper" => "tuning = { kind = \"vpt-deep\", length = 2 }",
         "fecam" => "shrinkage = [100.0, 0.0]\ntuning = { kind = \"vpt-deep\", length = 2 }",
