@@ -15,6 +15,7 @@
 //! `cargo run --release -p candlewick-examples --example train_micro_clip -- train DATA OUT`, where DATA was made by `data.py`.
 //! `… -- measure MODEL EMOJI_R` tells how well classes are found by their names alone.
 
+mod pictures;
 mod tower;
 mod words;
 
@@ -22,21 +23,21 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candlewick_core::language::{embed_all, encode, unit};
 use candlewick_core::{
-    Backbone, Group, Language, Optimizer, OptimizerKind, Schedule, Split, Train, View, Warmup,
+    Backbone, Group, Language, Optimizer, OptimizerKind, Schedule, Train, View, Warmup,
 };
-use candlewick_data::split::TestSplit;
-use candlewick_data::{Folder, Loader, OnCorrupt, Preprocess, Source};
+use candlewick_data::Folder;
 use candlewick_examples::{tasks, vit_micro};
-use candlewick_vit::{Clip, TextOptions, Tokenizer, Vit, Weights};
-use rand::seq::{IndexedRandom, SliceRandom};
+use candlewick_vit::{Clip, TextOptions, Tokenizer, Weights};
+use pictures::Pictures;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
 use words::{Said, Words};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -141,7 +142,17 @@ impl Flags {
 /// The longest text in tokens.
 const POSITIONS: usize = 32;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let Some((verb, rest)) = args.split_first() else {
         return Err(HELP.into());
@@ -190,7 +201,6 @@ fn main() -> Result<()> {
 fn train(args: &TrainArgs) -> Result<()> {
     let settings = settings(args)?;
     let [data, out] = &args.folders;
-    fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let (vit, preprocess) = vit_micro().map_err(|e| e.to_string())?;
     let pictures = Pictures::open(args, &vit, &preprocess)?;
     let words = Words::open(&data.join("texts.json"), &pictures.concepts)?;
@@ -204,6 +214,7 @@ fn train(args: &TrainArgs) -> Result<()> {
         return Err(format!("--batch {}: only {n} concepts to train on", args.batch).into());
     }
 
+    fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let tokenizer = words::train_tokenizer(&words.all(&learned), args.vocabulary)?;
     let clip = fresh(args, &tokenizer, vit.spec().dim)?;
     let mut weights = clip.weights().clone();
@@ -370,143 +381,6 @@ fn contrast(logits: &Tensor, pairs: &[Vec<bool>]) -> Result<Tensor> {
         Ok(((above - (logits * spread)?.sum_all()?)? / of as f64)?)
     };
     Ok(((side(1, rows)? + side(0, columns)?)? * 0.5)?)
-}
-
-/// Features of all pictures, by concept.
-struct Pictures {
-    concepts: Vec<String>,
-    /// `(views, n, D)`.
-    features: Tensor,
-    /// By concept, the places of its pictures.
-    of: Vec<Vec<u32>>,
-    /// Of all values of a feature together.
-    spread: f64,
-}
-
-impl Pictures {
-    /// Computes the features, or reads them where that was done before.
-    fn open(args: &TrainArgs, vit: &Vit, preprocess: &Preprocess) -> Result<Self> {
-        let folder = Folder {
-            path: args.folders[0].join("images"),
-            split: Some(TestSplit::default()),
-            expected_images: None,
-        };
-        let source = folder.open()?.joined();
-        let mut of = vec![Vec::new(); source.classes().len()];
-        for index in 0..source.len() {
-            of[source.label(index)].push(index as u32);
-        }
-        let concepts = source.classes().to_vec();
-        let path = args.folders[0].join("features.safetensors");
-        // The name says of what they are, so that others are not taken for them.
-        let key = format!("{}-{}", source.fingerprint(), args.views);
-        let kept = path
-            .exists()
-            .then(|| candle_core::safetensors::load(&path, &Device::Cpu));
-        let kept = kept
-            .transpose()
-            .map_err(|e| format!("{}: {e}; remove it", path.display()))?;
-        let features = match kept.and_then(|mut kept| kept.remove(&key)) {
-            Some(features) => features,
-            None => {
-                let mut views = Vec::new();
-                for view in 0..args.views.max(1) {
-                    views.push(features(vit, preprocess, source.clone(), view)?);
-                }
-                let features = Tensor::stack(&views, 0)?;
-                tower::save(&[(key, features.clone())].into(), DType::F32, &path)?;
-                features
-            }
-        };
-        let spread = (features.sqr()?.mean_all()?.to_scalar::<f32>()?)
-            .sqrt()
-            .into();
-        Ok(Self {
-            concepts,
-            features,
-            of,
-            spread,
-        })
-    }
-
-    /// For each concept `args.pictures` features: each a mixture of two drawings, with noise.
-    fn draw(&self, batch: &[usize], args: &TrainArgs, rng: &mut ChaCha8Rng) -> Result<Tensor> {
-        let (views, n, dim) = self.features.dims3()?;
-        let (mut first, mut second, mut part) = (Vec::new(), Vec::new(), Vec::new());
-        for concept in batch {
-            for _ in 0..args.pictures {
-                let mut one = || {
-                    let view = rng.random_range(0..views) * n;
-                    let picture = self.of[*concept].choose(rng).copied().unwrap_or_default();
-                    view as u32 + picture
-                };
-                first.push(one());
-                second.push(one());
-                part.push(rng.random_range(0f32..0.5));
-            }
-        }
-        let rows = part.len();
-        let all = self.features.flatten_to(1)?;
-        let take = |ids: Vec<u32>| all.index_select(&Tensor::from_vec(ids, rows, &Device::Cpu)?, 0);
-        let (first, second) = (take(first)?, take(second)?);
-        let part = Tensor::from_vec(part, (rows, 1), &Device::Cpu)?;
-        let mixed = (&first + (second - &first)?.broadcast_mul(&part)?)?;
-        let noise: Vec<f32> = StandardNormal.sample_iter(rng).take(rows * dim).collect();
-        let noise =
-            (Tensor::from_vec(noise, (rows, dim), &Device::Cpu)? * (args.noise * self.spread))?;
-        Ok((mixed + noise)?)
-    }
-
-    /// Plain features of all pictures of some concepts, with the place of each concept as its label.
-    fn all_of(&self, concepts: &[usize]) -> Result<(Tensor, Vec<u32>)> {
-        let (mut ids, mut labels): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
-        for (label, concept) in concepts.iter().enumerate() {
-            ids.extend(&self.of[*concept]);
-            labels.extend(self.of[*concept].iter().map(|_| label as u32));
-        }
-        let ids = Tensor::from_vec(ids, labels.len(), &Device::Cpu)?;
-        Ok((self.features.get(0)?.index_select(&ids, 0)?, labels))
-    }
-}
-
-/// Features `(n, D)` of a source in its own order; view 0 is the plain one.
-fn features(
-    vit: &Vit,
-    preprocess: &Preprocess,
-    source: std::sync::Arc<dyn Source>,
-    view: usize,
-) -> Result<Tensor> {
-    let mut preprocess = preprocess.clone();
-    if view > 0 {
-        preprocess.train = candlewick_data::transform::Train::RandomResizedCrop;
-        preprocess.scale = Some([0.6, 1.0]);
-        preprocess.ratio = Some([0.85, 1.18]);
-        preprocess.flip = true;
-    }
-    let view = match view {
-        0 => View::Plain,
-        view => View::Train {
-            seed: 0,
-            epoch: view as u64,
-        },
-    };
-    let n = source.len();
-    let loader = Loader::new(&preprocess, 2, OnCorrupt::Stop)?;
-    let split = loader.split(source, (0..n).collect(), vec![0; n], 0, 0)?;
-    let mut rows: Vec<Vec<f32>> = vec![Vec::new(); n];
-    let mut done = 0;
-    for batch in split.batches(view, 64) {
-        let batch = batch?;
-        let found = vit.query(&batch.images)?.to_vec2::<f32>()?;
-        done += found.len();
-        for (id, row) in batch.ids.iter().zip(found) {
-            rows[*id as usize] = row;
-        }
-        if done % 1024 == 0 || done == n {
-            eprintln!("features of {done} of {n} pictures");
-        }
-    }
-    Ok(Tensor::new(rows, &Device::Cpu)?)
 }
 
 fn measure(args: &MeasureArgs) -> Result<()> {
