@@ -56,7 +56,8 @@ pub struct Clip {
 const SCALE: &str = "logit_scale";
 
 impl Clip {
-    /// Reads the text tower of a file in the layout of Transformers or open_clip.
+    /// Reads the text tower of a file in the layout of Transformers or open_clip. In that of Transformers the image tower may be
+    /// elsewhere.
     pub fn load(
         weights: &Weights,
         tokenizer: Tokenizer,

@@ -50,6 +50,15 @@ pub enum Error {
         tensors: usize,
     },
 
+    /// A file without an image tower.
+    #[error(
+        "{file}: a text tower without an image tower; give the file of the image tower as the backbone and this one for its texts"
+    )]
+    NoImage {
+        /// The file.
+        file: String,
+    },
+
     /// The tokens of a text tower cannot be read.
     #[error(
         "{file}: not a tokenizer that can be read ({reason}); give the tokenizer.json of the checkpoint"

@@ -237,6 +237,11 @@ pub(crate) struct Canonical {
 /// Recognises the layout, checks every tensor of the image tower and loads its first `depth` blocks.
 pub(crate) fn read(weights: &Weights, depth: Option<usize>, device: &Device) -> Result<Canonical> {
     let file = File::recognise(weights)?;
+    if file.depth() == 0 {
+        return Err(Error::NoImage {
+            file: weights.file().to_owned(),
+        });
+    }
     let sizes = file.sizes()?;
     load(file, sizes, depth, device)
 }
@@ -347,8 +352,12 @@ impl<'a> File<'a> {
             Some((Layout::Clip, p))
         } else if let Some(p) = prefix_of("visual.transformer.resblocks.0.attn.in_proj_weight") {
             Some((Layout::OpenClip, p))
+        } else if let Some(p) = prefix_of("Transformer/encoderblock_0/LayerNorm_0/scale") {
+            Some((Layout::Npz, p))
         } else {
-            prefix_of("Transformer/encoderblock_0/LayerNorm_0/scale").map(|p| (Layout::Npz, p))
+            // The text half of a CLIP whose image tower is in a file of its own.
+            prefix_of("text_model.encoder.layers.0.self_attn.q_proj.weight")
+                .map(|p| (Layout::Clip, p))
         };
         let Some((layout, prefix)) = found else {
             let first: Vec<String> = shapes.keys().take(4).map(|n| format!("`{n}`")).collect();

@@ -282,6 +282,27 @@ fn a_thawed_text_tower_is_the_same_and_trains() {
     assert!(error.contains("missing `text_projection`"), "{error}");
 }
 
+/// The text half of a file says what the whole file says, and is no backbone.
+#[test]
+fn a_text_tower_may_stand_alone() {
+    let (_, whole_clip) = towers(&whole(), Precision::F32);
+    let mut half = whole();
+    half.retain(|name, _| !name.starts_with("vision_model."));
+    let dir = tempfile::tempdir().unwrap();
+    let weights = Weights::open(&save(&half, dir.path())).unwrap();
+    let options = TextOptions {
+        heads: Some(4),
+        ..TextOptions::default()
+    };
+    let clip = Clip::load(&weights, tokenizer(), &options, &Device::Cpu).unwrap();
+    let texts = ["a photo of a cat.", "two dogs"];
+    let [half, all] = [&clip, &whole_clip].map(|clip| encode(clip, &texts).unwrap());
+    assert_close("texts", &half, &all, 1e-6, 1e-6);
+    let error = Vit::load(&weights, &Options::default(), &Device::Cpu).err();
+    let error = error.unwrap();
+    assert!(matches!(error, Error::NoImage { .. }), "{error}");
+}
+
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
     let dir = tempfile::tempdir().unwrap();
