@@ -143,6 +143,8 @@ impl Weights {
 struct Aligned<B: ?Sized>(B);
 
 static VIT_MICRO: &Aligned<[u8]> = &Aligned(*include_bytes!("../vit-micro/model.safetensors"));
+static CLIP_MICRO: &Aligned<[u8]> = &Aligned(*include_bytes!("../clip-micro/model.safetensors"));
+static CLIP_MICRO_TOKENS: &[u8] = include_bytes!("../clip-micro/tokenizer.json");
 
 /// Finds the weights that `name` means, fetching them if need be: the name of a card, a folder or file, or a Hub
 /// id `organisation/name` (with or without a card), in that order. `@revision` may follow a card's name or an id. A
@@ -244,16 +246,25 @@ pub fn resolve_card(card: &Card, options: &Options<'_>) -> Result<Located> {
             card,
         });
     }
-    if !card.embedded || card.name != "vit-micro" {
+    // The image tower of clip-micro is vit-micro.
+    if !card.embedded || !["vit-micro", "clip-micro"].contains(&card.name.as_str()) {
         return Err(Error::NoPlace { card: card.name });
     }
-    let bytes = &VIT_MICRO.0;
-    let sha256 = checksum::of_bytes(bytes);
+    let weights = Weights::Embedded(&VIT_MICRO.0);
+    let sha256 = checksum::of_bytes(&VIT_MICRO.0);
+    let text = match card.text.is_some() && options.text {
+        true => {
+            let own = Weights::Embedded(&CLIP_MICRO.0);
+            let tokens = Weights::Embedded(CLIP_MICRO_TOKENS);
+            Some(TextFiles::new((&weights, &sha256), Some(own), tokens)?)
+        }
+        false => None,
+    };
     Ok(Located {
-        weights: Weights::Embedded(bytes),
+        weights,
         sha256,
         origin: Origin::Embedded,
-        text: None,
+        text,
         card,
     })
 }
