@@ -49,7 +49,7 @@ train_micro_clip train DATA OUT [FLAGS]
     and tokenizer.json.
     --seed N          of everything that is drawn (1)
     --held N          concepts that are not trained on, to choose the other numbers by (0)
-    --epochs N        passes over the concepts (100)
+    --epochs N        passes over the concepts (40)
     --batch N         concepts in a step (128)
     --pictures N      pictures of each (4)
     --views N         views of each picture: the plain one, and others cut out and mirrored at random (1)
@@ -167,7 +167,7 @@ fn run() -> Result<()> {
             let args = TrainArgs {
                 seed: flags.take("seed", 1)?,
                 held: flags.take("held", 0)?,
-                epochs: flags.take("epochs", 100)?,
+                epochs: flags.take("epochs", 40)?,
                 batch: flags.take("batch", 128)?,
                 pictures: flags.take("pictures", 4)?,
                 views: flags.take("views", 1)?,
