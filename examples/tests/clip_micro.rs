@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use candle_core::Device;
-use candlewick_core::language::{encode, unit};
+use candlewick_core::language::unit;
 use candlewick_core::{Backbone as _, Language, View};
 use candlewick_examples::{tasks, vit_micro};
 use candlewick_vit::{Clip, TextOptions, Tokenizer, Weights};
@@ -27,7 +27,7 @@ fn classes_are_found_by_their_names() {
     let task = &stream.tasks[0];
     let names = task.info.names.iter();
     let prompts: Vec<String> = names.map(|name| format!("a photo of a {name}")).collect();
-    let texts = unit(&encode(&clip, &prompts).unwrap()).unwrap();
+    let texts = unit(&clip.encode(&prompts).unwrap()).unwrap();
     let mut right = 0;
     for batch in task.test.batches(View::Plain, 32) {
         let batch = batch.unwrap();

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use candle_core::{DType, Device, Tensor, Var};
-use candlewick_core::language::{embed_all, encode, unit};
+use candlewick_core::language::{embed_all, unit};
 use candlewick_core::{
     Backbone, Group, Language, Optimizer, OptimizerKind, Schedule, Train, View, Warmup,
 };
@@ -449,7 +449,7 @@ fn prompts<S: AsRef<str>>(
             .iter()
             .map(|n| template.as_ref().replace("{}", n))
             .collect();
-        let texts = unit(&encode(language, &texts)?)?.detach();
+        let texts = unit(&language.encode(&texts)?)?.detach();
         sum = Some(match sum {
             Some(sum) => (sum + texts)?,
             None => texts,

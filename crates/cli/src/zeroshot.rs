@@ -122,7 +122,7 @@ pub fn zeroshot(args: &ZeroShotArgs) -> Result<()> {
         "class mean",
         "chance",
     ];
-    print(&table::list(&head, rows.into_iter()))?;
+    print(&table::list(&head, rows))?;
     print(&format!(
         "texts in {}, images in {seconds:.1} s ({:.0}/s)\n",
         watch::seconds(texts),

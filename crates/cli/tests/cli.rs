@@ -7,6 +7,8 @@
 
 #[path = "cli/browser.rs"]
 mod browser;
+#[path = "cli/clip.rs"]
+mod clip;
 #[path = "cli/compare.rs"]
 mod compare;
 #[path = "cli/dry.rs"]

@@ -295,8 +295,8 @@ fn a_text_tower_may_stand_alone() {
         ..TextOptions::default()
     };
     let clip = Clip::load(&weights, tokenizer(), &options, &Device::Cpu).unwrap();
-    let texts = ["a photo of a cat.", "two dogs"];
-    let [half, all] = [&clip, &whole_clip].map(|clip| encode(clip, &texts).unwrap());
+    let texts = ["a photo of a cat.", "two dogs"].map(String::from);
+    let [half, all] = [&clip, &whole_clip].map(|clip| clip.encode(&texts).unwrap());
     assert_close("texts", &half, &all, 1e-6, 1e-6);
     let error = Vit::load(&weights, &Options::default(), &Device::Cpu).err();
     let error = error.unwrap();
