@@ -35,10 +35,19 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
                 spec.tokens(),
                 spec.parameters as f64 / 1e6
             );
-            text += &format!(
-                "trainable {} parameters after the last task\n",
-                plan.trainable(&spec)?
-            );
+            let reads = plan.method.reads_texts();
+            let tower = if reads {
+                plan.text_spec(outlook)?
+            } else {
+                None
+            };
+            text += &match reads && outlook.located.is_none() {
+                true => "trainable parameters are known once the text tower is here\n".to_owned(),
+                false => format!(
+                    "trainable {} parameters after the last task\n",
+                    plan.trainable(&spec, tower)?
+                ),
+            };
             text += &format!("memory    about {}\n", megabytes(memory(plan, &spec)));
         }
         None => {

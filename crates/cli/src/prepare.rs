@@ -7,7 +7,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
 use candlewick_core::report::{NUMERICS, class_order_hash, hex};
-use candlewick_core::{Backbone, Cue, Features, Fingerprint, Method, Prompt, Spec, Stream, Thawed};
+use candlewick_core::{
+    Backbone, Cue, Features, Fingerprint, Language, Method, Prompt, Spec, Stream, TextSpec, Thawed,
+    ThawedLanguage,
+};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source};
 use candlewick_methods::{Beside, Extent, MethodConfig, Reference};
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
@@ -125,6 +128,8 @@ impl Plan {
             recipe.precision,
             recipe.checkpoint_activations,
             self.image_size()?,
+            // With its text tower or without.
+            recipe.reads_texts(),
         );
         Ok(format!("{}{machine:?}", toml::to_string(&recipe.backbone)?))
     }
@@ -282,9 +287,22 @@ impl Plan {
         })
     }
 
-    /// Trainable values after the last task, counted on the method itself.
-    pub fn trainable(&self, spec: &Spec) -> Result<usize> {
-        let mut method = self.build(Arc::new(Blueprint(spec.clone())))?;
+    /// Sizes of the text tower, where the method reads class names and the weights are here.
+    pub fn text_spec(&self, outlook: &Outlook) -> Result<Option<TextSpec>> {
+        let Some(located) = &outlook.located else {
+            return Ok(None);
+        };
+        let vit = load_vit(&self.recipe, located, self.image_size()?, &Device::Cpu)?;
+        Ok(vit.language().map(|language| language.spec().clone()))
+    }
+
+    /// Trainable values after the last task, counted on the method itself; `text` is of a method that reads class names.
+    pub fn trainable(&self, spec: &Spec, text: Option<TextSpec>) -> Result<usize> {
+        let blueprint = Blueprint {
+            spec: spec.clone(),
+            text: text.map(|text| Arc::new(BlankText(text))),
+        };
+        let mut method = self.build(Arc::new(blueprint))?;
         for task in &self.stream.tasks {
             method.begin_task(&task.info)?;
         }
@@ -458,11 +476,14 @@ pub fn device(name: &str) -> Result<Device> {
 }
 
 /// A backbone of known sizes without weights: enough to count what a method would train.
-struct Blueprint(Spec);
+struct Blueprint {
+    spec: Spec,
+    text: Option<Arc<BlankText>>,
+}
 
 impl Backbone for Blueprint {
     fn spec(&self) -> &Spec {
-        &self.0
+        &self.spec
     }
 
     fn device(&self) -> &Device {
@@ -476,13 +497,67 @@ impl Backbone for Blueprint {
     }
 
     fn cls_token(&self) -> candlewick_core::Result<Tensor> {
-        let shape = (1, 1, self.0.dim);
+        let shape = (1, 1, self.spec.dim);
         Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
+    }
+
+    fn language(&self) -> Option<Arc<dyn Language>> {
+        let text = self.text.clone()?;
+        Some(text)
     }
 
     fn thaw(&self) -> candlewick_core::Result<Thawed> {
         Ok(Thawed {
-            backbone: Arc::new(Self(self.0.clone())),
+            backbone: Arc::new(Self {
+                spec: self.spec.clone(),
+                text: self.text.clone(),
+            }),
+            weights: BTreeMap::new(),
+        })
+    }
+}
+
+/// A text tower of known sizes without weights; all texts are alike to it.
+struct BlankText(TextSpec);
+
+impl BlankText {
+    fn rows(n: usize, width: usize) -> candlewick_core::Result<Tensor> {
+        Ok(Tensor::ones((n, width), DType::F32, &Device::Cpu)?)
+    }
+}
+
+impl Language for BlankText {
+    fn spec(&self) -> &TextSpec {
+        &self.0
+    }
+
+    fn tokens(&self, _: &str) -> candlewick_core::Result<Vec<u32>> {
+        Ok(vec![0; 3])
+    }
+
+    fn embed(&self, tokens: &[u32]) -> candlewick_core::Result<Tensor> {
+        Self::rows(tokens.len(), self.0.width)
+    }
+
+    fn texts(&self, embedded: &Tensor, _: &[usize]) -> candlewick_core::Result<Tensor> {
+        Self::rows(embedded.dim(0)?, self.0.dim)
+    }
+
+    fn images(&self, features: &Tensor) -> candlewick_core::Result<Tensor> {
+        Self::rows(features.dim(0)?, self.0.dim)
+    }
+
+    fn encode(&self, texts: &[String]) -> candlewick_core::Result<Tensor> {
+        Self::rows(texts.len(), self.0.dim)
+    }
+
+    fn scale(&self) -> candlewick_core::Result<Tensor> {
+        Ok(Tensor::ones((), DType::F32, &Device::Cpu)?)
+    }
+
+    fn thaw(&self) -> candlewick_core::Result<ThawedLanguage> {
+        Ok(ThawedLanguage {
+            language: Arc::new(Self(self.0.clone())),
             weights: BTreeMap::new(),
         })
     }

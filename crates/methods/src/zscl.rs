@@ -441,8 +441,13 @@ impl Method for HeldClip {
         still.texts.task_scores(&features, task)
     }
 
+    /// Of towers without weights, too.
     fn trainable(&self) -> usize {
-        self.params.count()
+        match self.params.count() {
+            // All but the scale.
+            0 => self.given.spec().parameters + self.teacher.spec().parameters - 1,
+            n => n,
+        }
     }
 
     fn state(&self) -> Result<State> {

@@ -14,7 +14,15 @@ fn row(out: &str) -> Vec<f64> {
 #[test]
 fn zeroshot_finds_classes_it_was_not_trained_on() {
     let lab = Lab::new();
-    let flags = ["zeroshot", "--backbone", "clip-micro", "--data", "emoji-r-mini", "--out", "z.csv"];
+    let flags = [
+        "zeroshot",
+        "--backbone",
+        "clip-micro",
+        "--data",
+        "emoji-r-mini",
+        "--out",
+        "z.csv",
+    ];
     let said = lab.say_args(&[&flags[..], &SENTENCE].concat());
     let found = row(&said.out);
     assert_eq!((found[0], found[1], found[5]), (100.0, 50.0, 2.0));
@@ -29,18 +37,31 @@ fn zeroshot_finds_classes_it_was_not_trained_on() {
     // Again, from the texts that were kept.
     let again = lab.say_args(&[&flags[..], &SENTENCE].concat());
     assert_eq!(row(&again.out), found);
-    assert!(lab.names("features").iter().any(|name| name.starts_with("texts-")));
+    assert!(
+        lab.names("features")
+            .iter()
+            .any(|name| name.starts_with("texts-"))
+    );
 }
 
 #[test]
 fn what_zeroshot_lacks_is_said() {
     let lab = Lab::new();
     for (line, says) in [
-        ("zeroshot --backbone vit-micro --data emoji-r-mini", "no text tower"),
+        (
+            "zeroshot --backbone vit-micro --data emoji-r-mini",
+            "no text tower",
+        ),
         ("zeroshot --backbone clip-micro", "--data"),
         ("zeroshot --data emoji-r-mini", "--backbone"),
-        ("zeroshot --backbone clip-micro --data emoji-r-mini --templates imagnet", "imagenet-r"),
-        ("zeroshot --backbone clip-micro --data nowhere", "no such folder"),
+        (
+            "zeroshot --backbone clip-micro --data emoji-r-mini --templates imagnet",
+            "imagenet-r",
+        ),
+        (
+            "zeroshot --backbone clip-micro --data nowhere",
+            "no such folder",
+        ),
     ] {
         lab.refused(line, &[says]);
     }
@@ -59,7 +80,12 @@ fn methods_of_class_names_run_to_their_end() {
     let train = "[train]\nepochs = 1\nbatch = 16\noptimizer = \"adam\"\nlr = 1e-4\n";
     lab.write("sentences.txt", "a photo of a house\na photo of the sea\n");
     for (name, keys, trains, more) in [
-        ("continual-clip", "templates = [\"a photo of a {}\"]", false, ""),
+        (
+            "continual-clip",
+            "templates = [\"a photo of a {}\"]",
+            false,
+            "",
+        ),
         ("coop", "length = 2", true, ""),
         (
             "proof",
@@ -77,8 +103,12 @@ fn methods_of_class_names_run_to_their_end() {
         let train = if trains { train } else { "" };
         let text = format!("{base}[method]\nname = \"{name}\"\n{keys}\n{train}{more}");
         lab.write(&format!("{name}.toml"), text);
+        let dry = lab.say(&format!("run {name}.toml --dry-run"));
         lab.run(name, name, "");
         let report = lab.json(&format!("{name}/report.json"));
+        let trainable = report["cost"]["trainable_parameters"].as_u64().unwrap();
+        let line = format!("trainable {trainable} parameters");
+        assert!(dry.out.contains(&line), "{name}: {line}: {}", dry.out);
         assert!(report["fingerprint"]["text"].is_string(), "{name}");
         let kept = report["exemplars"]["images"][1].as_u64();
         assert_eq!(kept, (name == "proof").then_some(50), "{name}");
@@ -86,9 +116,19 @@ fn methods_of_class_names_run_to_their_end() {
             let rows: Vec<Vec<f64>> =
                 serde_json::from_value(report["accuracy_matrix"].clone()).unwrap();
             let last = rows[1].iter().sum::<f64>() / 2.0;
-            let flags = ["zeroshot", "--backbone", "clip-micro", "--data", "emoji-r-mini"];
+            let flags = [
+                "zeroshot",
+                "--backbone",
+                "clip-micro",
+                "--data",
+                "emoji-r-mini",
+            ];
             let said = lab.say_args(&[&flags[..], &SENTENCE].concat());
-            assert!((row(&said.out)[2] - last).abs() < 0.01, "{last} {}", said.out);
+            assert!(
+                (row(&said.out)[2] - last).abs() < 0.01,
+                "{last} {}",
+                said.out
+            );
         }
     }
     lab.write(
@@ -96,4 +136,19 @@ fn methods_of_class_names_run_to_their_end() {
         lab.text("zscl.toml").split("[reference]").next().unwrap(),
     );
     lab.refused("run held.toml --out held", &["[reference]"]);
+}
+
+/// In a sweep, methods with and without texts share one backbone's name but not one load.
+#[test]
+fn a_sweep_has_methods_with_texts_and_without() {
+    let lab = Lab::new();
+    lab.write(
+        "sweep.toml",
+        "seeds = [1]\n[base.data]\nname = \"emoji-r-mini\"\n[base.stream]\nincrement = 25\n[base.backbone]\nname = \"clip-micro\"\n\
+         [[method]]\nname = \"simplecil\"\n[[method]]\nname = \"continual-clip\"\n",
+    );
+    let said = lab.say("sweep sweep.toml --out s");
+    for name in ["simplecil", "continual-clip"] {
+        assert!(said.out.contains(name), "{}", said.out);
+    }
 }
