@@ -251,8 +251,12 @@ mod tests {
             let mut recipes = 0;
             for folder in std::fs::read_dir(examples("recipes")).unwrap() {
                 let files = std::fs::read_dir(folder.unwrap().path()).unwrap();
-                let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-                recipes += names.filter(|name| name.starts_with(set)).count();
+                let files = files.map(|file| file.unwrap().path()).filter(|path| {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    // Those that read class names run on a CLIP, not on the tables' backbone.
+                    name.starts_with(set) && !Recipe::load(path, &[]).unwrap().reads_texts()
+                });
+                recipes += files.count();
             }
             for flavour in ["paper", "fair"] {
                 let path = examples("sweeps").join(format!("{flavour}-{set}.toml"));

@@ -63,13 +63,11 @@ fn what_zeroshot_lacks_is_said() {
             "no such folder",
         ),
     ] {
-        lab.refused(line, &[says]);
+        lab.say(line).failed(&[says]);
     }
     lab.write("names.csv", "cat,a cat\n");
-    lab.refused(
-        "zeroshot --backbone clip-micro --data images --set data.class_names=names.csv",
-        &["names.csv", "no line for class"],
-    );
+    lab.say("zeroshot --backbone clip-micro --data images --set data.class_names=names.csv")
+        .failed(&["names.csv", "no line for class"]);
 }
 
 /// Each on the pictures inside the program, for an epoch; the last accuracy of the floor is zero-shot's.
@@ -135,7 +133,7 @@ fn methods_of_class_names_run_to_their_end() {
         "held.toml",
         lab.text("zscl.toml").split("[reference]").next().unwrap(),
     );
-    lab.refused("run held.toml --out held", &["[reference]"]);
+    lab.refused("held.toml", &["[reference]"]);
 }
 
 /// In a sweep, methods with and without texts share one backbone's name but not one load.

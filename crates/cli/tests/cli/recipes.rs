@@ -108,7 +108,10 @@ fn every_method_runs_as_published_and_on_equal_terms() {
     imagenet_r(&lab);
     let paper = table(&lab, "paper", "{path=\"given\"}");
     let fair = table(&lab, "fair", "{path=\"whole\",split={kind=\"stratified\"}}");
-    let methods: BTreeSet<&str> = METHODS.iter().map(|method| method.name).collect();
+    // Those that read class names need a CLIP, and have a sweep of their own.
+    let texts = ["continual-clip", "coop", "proof", "zscl"];
+    let methods = METHODS.iter().map(|method| method.name);
+    let methods: BTreeSet<&str> = methods.filter(|name| !texts.contains(name)).collect();
     for table in [&paper, &fair] {
         assert_eq!(all(table, "method"), methods);
         for row in table["rows"].as_array().unwrap() {
