@@ -1,5 +1,6 @@
 //! The `candlewick` command.
 
+mod blueprint;
 mod checkpoint;
 mod compare;
 mod data;

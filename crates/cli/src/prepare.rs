@@ -1,22 +1,19 @@
 //! From a recipe to the things a run is made of.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use candlewick_core::report::{NUMERICS, class_order_hash, hex};
-use candlewick_core::{
-    Backbone, Cue, Features, Fingerprint, Language, Method, Prompt, Spec, Stream, TextSpec, Thawed,
-    ThawedLanguage,
-};
+use candlewick_core::{Backbone, Fingerprint, Method, Spec, Stream, TextSpec};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source};
 use candlewick_methods::{Beside, Extent, MethodConfig, Reference};
 use candlewick_models::{Card, HubConfig, Located, Options, Progress};
 use candlewick_vit::{Activation, Clip, TextOptions, Tokenizer, Vit, Weights};
 use sha2::{Digest as _, Sha256};
 
+use crate::blueprint::Blueprint;
 use crate::features::Keep;
 use crate::names;
 use crate::recipe::{PRESET, Recipe};
@@ -298,11 +295,7 @@ impl Plan {
 
     /// Trainable values after the last task, counted on the method itself; `text` is of a method that reads class names.
     pub fn trainable(&self, spec: &Spec, text: Option<TextSpec>) -> Result<usize> {
-        let blueprint = Blueprint {
-            spec: spec.clone(),
-            text: text.map(|text| Arc::new(BlankText(text))),
-        };
-        let mut method = self.build(Arc::new(blueprint))?;
+        let mut method = self.build(Arc::new(Blueprint::new(spec, text)))?;
         for task in &self.stream.tasks {
             method.begin_task(&task.info)?;
         }
@@ -473,92 +466,4 @@ pub fn device(name: &str) -> Result<Device> {
     result.map_err(|e| {
         anyhow!("device: `{name}` cannot be used ({e}); build with --features {kind}, or set device = \"cpu\"")
     })
-}
-
-/// A backbone of known sizes without weights: enough to count what a method would train.
-struct Blueprint {
-    spec: Spec,
-    text: Option<Arc<BlankText>>,
-}
-
-impl Backbone for Blueprint {
-    fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
-    fn device(&self) -> &Device {
-        &Device::Cpu
-    }
-
-    fn forward(&self, _: &Tensor, _: &dyn Prompt, _: &Cue) -> candlewick_core::Result<Features> {
-        Err(candlewick_core::Error::State {
-            problem: "a blueprint of a backbone cannot look at images".into(),
-        })
-    }
-
-    fn cls_token(&self) -> candlewick_core::Result<Tensor> {
-        let shape = (1, 1, self.spec.dim);
-        Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?)
-    }
-
-    fn language(&self) -> Option<Arc<dyn Language>> {
-        let text = self.text.clone()?;
-        Some(text)
-    }
-
-    fn thaw(&self) -> candlewick_core::Result<Thawed> {
-        Ok(Thawed {
-            backbone: Arc::new(Self {
-                spec: self.spec.clone(),
-                text: self.text.clone(),
-            }),
-            weights: BTreeMap::new(),
-        })
-    }
-}
-
-/// A text tower of known sizes without weights; all texts are alike to it.
-struct BlankText(TextSpec);
-
-impl BlankText {
-    fn rows(n: usize, width: usize) -> candlewick_core::Result<Tensor> {
-        Ok(Tensor::ones((n, width), DType::F32, &Device::Cpu)?)
-    }
-}
-
-impl Language for BlankText {
-    fn spec(&self) -> &TextSpec {
-        &self.0
-    }
-
-    fn tokens(&self, _: &str) -> candlewick_core::Result<Vec<u32>> {
-        Ok(vec![0; 3])
-    }
-
-    fn embed(&self, tokens: &[u32]) -> candlewick_core::Result<Tensor> {
-        Self::rows(tokens.len(), self.0.width)
-    }
-
-    fn texts(&self, embedded: &Tensor, _: &[usize]) -> candlewick_core::Result<Tensor> {
-        Self::rows(embedded.dim(0)?, self.0.dim)
-    }
-
-    fn images(&self, features: &Tensor) -> candlewick_core::Result<Tensor> {
-        Self::rows(features.dim(0)?, self.0.dim)
-    }
-
-    fn encode(&self, texts: &[String]) -> candlewick_core::Result<Tensor> {
-        Self::rows(texts.len(), self.0.dim)
-    }
-
-    fn scale(&self) -> candlewick_core::Result<Tensor> {
-        Ok(Tensor::ones((), DType::F32, &Device::Cpu)?)
-    }
-
-    fn thaw(&self) -> candlewick_core::Result<ThawedLanguage> {
-        Ok(ThawedLanguage {
-            language: Arc::new(Self(self.0.clone())),
-            weights: BTreeMap::new(),
-        })
-    }
 }
