@@ -103,7 +103,7 @@ def main():
                 near = torch.cosine_similarity(features["own"], features["longest"]).min()
                 shown = " | ".join("" if r is None else f"{r:.1f}" for r in theirs)
                 ratios = ", ".join(f"{rate['own'] / r:.2f}" for r in theirs if r)
-                print(f"| {name.split('.')[0]} | {precision} | {rate['own']:.1f} | {shown} | {ratios} | {near:.5f} |", flush=True)
+                print(f"| {tower}, {name.split('.')[0]} | {precision} | {rate['own']:.1f} | {shown} | {ratios} | {near:.5f} |", flush=True)
 
 
 if __name__ == "__main__":
