@@ -27,6 +27,21 @@ pub fn language(backbone: &dyn Backbone) -> Result<Arc<dyn Language>> {
     })
 }
 
+/// That a task brings its classes behind the `known` ones, and a name for each.
+pub(crate) fn arrive(task: &TaskInfo, known: usize) -> Result<()> {
+    match task.classes.start == known && task.names.len() == task.classes.len() {
+        true => Ok(()),
+        false => Err(Error::State {
+            problem: format!(
+                "task {} brings classes {:?} with {} names, and {known} are known; a method that reads class names needs one for each class, in order of arrival",
+                task.index + 1,
+                task.classes,
+                task.names.len()
+            ),
+        }),
+    }
+}
+
 /// Where what was learned of texts is saved.
 const TEXTS: &str = "texts";
 
@@ -62,17 +77,8 @@ impl ClassTexts {
         if task.classes.end <= known {
             return Ok(());
         }
-        if task.classes.start > known || task.names.len() != task.classes.len() {
-            return Err(Error::State {
-                problem: format!(
-                    "task {} brings classes {:?} with {} names, and {known} are known; a method that reads class names needs one for each class, in order of arrival",
-                    task.index + 1,
-                    task.classes,
-                    task.names.len()
-                ),
-            });
-        }
-        let names = &task.names[known - task.classes.start..];
+        arrive(task, known)?;
+        let names = &task.names;
         let new = ensembles(self.language.as_ref(), &self.templates, names)?;
         self.rows = Some(match &self.rows {
             Some(rows) => Tensor::cat(&[rows, &new], 0)?,

@@ -29,7 +29,7 @@ use candlewick_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::class_attention::layer_norm;
-use crate::class_texts::language;
+use crate::class_texts::{arrive, language};
 use crate::exemplars::{Kept, Memory};
 use crate::templates::Templates;
 
@@ -338,17 +338,7 @@ impl Method for Projections {
     }
 
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
-        if task.classes.start != self.classes || task.names.len() != task.classes.len() {
-            return Err(Error::State {
-                problem: format!(
-                    "task {} brings classes {:?} with {} names, and {} are known; each class needs a name, in order of arrival",
-                    task.index + 1,
-                    task.classes,
-                    task.names.len(),
-                    self.classes
-                ),
-            });
-        }
+        arrive(task, self.classes)?;
         self.classes = task.classes.end;
         let (t, dim) = (task.index, self.language.spec().dim);
         // PyTorch's linear layer.

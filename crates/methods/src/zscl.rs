@@ -23,7 +23,7 @@ use candlewick_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::class_texts::{ClassTexts, language};
+use crate::class_texts::{ClassTexts, arrive, language};
 use crate::templates::Templates;
 
 /// `[method] name = "zscl"`.
@@ -336,17 +336,7 @@ impl HeldClip {
     }
 
     fn begin(&mut self, task: &TaskInfo) -> Result<()> {
-        if task.classes.start != self.names.len() || task.names.len() != task.classes.len() {
-            return Err(Error::State {
-                problem: format!(
-                    "task {} brings classes {:?} with {} names, and {} are known; each class needs a name, in order of arrival",
-                    task.index + 1,
-                    task.classes,
-                    task.names.len(),
-                    self.names.len()
-                ),
-            });
-        }
+        arrive(task, self.names.len())?;
         self.names.extend(task.names.iter().cloned());
         let first = self.config.templates.all().first().map(|t| (*t).to_owned());
         let first = first.unwrap_or_default();

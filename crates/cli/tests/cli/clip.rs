@@ -146,6 +146,7 @@ fn a_sweep_has_methods_with_texts_and_without() {
          [[method]]\nname = \"simplecil\"\n[[method]]\nname = \"continual-clip\"\n",
     );
     let said = lab.say("sweep sweep.toml --out s");
+    assert_eq!(said.code, Some(0), "{}", said.err);
     for name in ["simplecil", "continual-clip"] {
         assert!(said.out.contains(name), "{}", said.out);
     }

@@ -147,12 +147,8 @@ fn what_is_missing_is_said() {
         panic!("vit-micro has no text tower");
     };
     assert!(error.to_string().contains("no text tower"), "{error}");
-    let (backbone, clip) = clip_in(Precision::F32, 64);
-    assert!(
-        backbone
-            .language()
-            .is_some_and(|l| Arc::strong_count(&l) > 1)
-    );
+    let (backbone, _) = clip_in(Precision::F32, 64);
+    assert!(backbone.language().is_some());
     let mut method = config.build(backbone.clone()).unwrap();
     let mut info = task(0, 0..2);
     info.names.pop();
@@ -165,7 +161,6 @@ fn what_is_missing_is_said() {
     let mut method = coop.build(backbone, quick(), 1).unwrap();
     let error = method.begin_task(&task(0, 0..2)).unwrap_err().to_string();
     assert!(error.contains("at most 74"), "{error}");
-    drop(clip);
 }
 
 fn zscl(distilled: bool) -> Zscl {
