@@ -10,10 +10,12 @@ use candle_core::{Device, Tensor};
 use candlewick_core::task::words;
 use candlewick_core::{Method, Report, State, TaskInfo};
 use candlewick_data::{Loader, OnCorrupt};
+use candlewick_methods::Beside;
 use candlewick_models::HubConfig;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use crate::backbone::{self, Second};
 use crate::machine;
 use crate::names;
 use crate::prepare;
@@ -71,7 +73,8 @@ impl Learned {
         };
         machine::use_threads(threads)?;
         let bar = Download::new();
-        let located = prepare::locate(&recipe, HubConfig::from_env()?, Some(&bar))?;
+        let (table, texts) = (&recipe.backbone, recipe.reads_texts());
+        let located = backbone::locate(table, texts, HubConfig::from_env()?, Some(&bar))?;
         if located.sha256 != report.fingerprint.weights {
             bail!(
                 "{}: was run with weights of SHA-256 {}, but `{}` has {}; give it the same weights",
@@ -85,12 +88,24 @@ impl Learned {
         let loader = Loader::new(&preprocess, threads, OnCorrupt::Skip)?;
         let size = prepare::square(&loader)?;
         let device = prepare::device(&recipe.device)?;
-        let vit = prepare::load_vit(&recipe, &located, size, &device)?;
-        let mut method = recipe.method(&origin)?.build(
+        let vit = backbone::load(&recipe, table, &located, size, &device)?;
+        let method = recipe.method(&origin)?;
+        let booster = match method.wants_booster() {
+            true => Some(Second::load(&recipe, &preprocess, size, &bar)?),
+            false => None,
+        };
+        if let Some(booster) = &booster {
+            same(&report, dir, &booster.fingerprint())?;
+        }
+        let mut method = method.build_beside(
             Arc::new(vit),
             recipe.train.as_ref(),
             recipe.data.eval_batch,
             recipe.seed,
+            Beside {
+                booster: booster.map(|booster| booster.booster),
+                ..Beside::default()
+            },
         )?;
         let (mut tasks, mut classes) = tasks(&report);
         if let Some(names) = names::called(&recipe, &classes)? {
@@ -124,6 +139,18 @@ impl Learned {
         let path = self.dir.join(ADDED);
         record::write_whole(&self.dir, &path, &bytes)
             .with_context(|| format!("{}: not written", path.display()))
+    }
+}
+
+/// That the second backbone is the one that the run had.
+fn same(report: &Report, dir: &Path, found: &str) -> Result<()> {
+    match report.fingerprint.booster.as_deref() {
+        Some(had) if had == found => Ok(()),
+        had => bail!(
+            "{}: was run with a booster of SHA-256 {}, but that of its recipe has {found}; give it the same weights",
+            dir.display(),
+            had.unwrap_or("unknown")
+        ),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The `candlewick` command.
 
+mod backbone;
 mod blueprint;
 mod checkpoint;
 mod compare;

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use candlewick_core::{Scenario, Spec};
 
+use crate::backbone::Outlook;
 use crate::precision::Precision;
-use crate::prepare::{Outlook, Plan};
+use crate::prepare::Plan;
 use crate::table;
 use crate::watch::megabytes;
 
@@ -18,11 +19,11 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
         recipe.precision.name(),
         recipe.device
     );
-    let here = match &outlook.located {
-        Some(located) => format!("here ({})", located.origin),
-        None => "not here, would be fetched".to_owned(),
-    };
-    text += &format!("backbone  {}: {here}\n", recipe.backbone.label());
+    text += &format!(
+        "backbone  {}: {}\n",
+        recipe.backbone.label(),
+        place(outlook)
+    );
     match plan.spec(outlook)? {
         Some(spec) => {
             text += &format!(
@@ -35,20 +36,17 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
                 spec.tokens(),
                 spec.parameters as f64 / 1e6
             );
-            let reads = plan.method.reads_texts();
-            let tower = if reads {
-                plan.text_spec(outlook)?
-            } else {
-                None
+            let second = plan.booster_spec(outlook)?;
+            if let (Some(booster), Some(table)) = (&outlook.booster, &recipe.booster) {
+                text += &format!("booster   {}: {}\n", table.label(), place(booster));
+            }
+            text += &match plan.trainable(&spec, outlook)? {
+                None => "trainable parameters are known once all weights are here\n".to_owned(),
+                Some(n) => format!("trainable {n} parameters after the last task\n"),
             };
-            text += &match reads && outlook.located.is_none() {
-                true => "trainable parameters are known once the text tower is here\n".to_owned(),
-                false => format!(
-                    "trainable {} parameters after the last task\n",
-                    plan.trainable(&spec, tower)?
-                ),
-            };
-            text += &format!("memory    about {}\n", megabytes(memory(plan, &spec)));
+            let second = second.map_or(0, |spec| memory(plan, &spec));
+            let bytes = memory(plan, &spec) + second;
+            text += &format!("memory    about {}\n", megabytes(bytes));
         }
         None => {
             text += "          its sizes are known once it is here: candlewick backbones pull\n";
@@ -88,6 +86,13 @@ pub fn text(plan: &Plan, outlook: &Outlook) -> Result<String> {
         total(|t| t.test_len)
     );
     Ok(text)
+}
+
+fn place(outlook: &Outlook) -> String {
+    match &outlook.located {
+        Some(located) => format!("here ({})", located.origin),
+        None => "not here, would be fetched".to_owned(),
+    }
 }
 
 fn preview(names: &[String]) -> String {

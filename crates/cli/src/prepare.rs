@@ -1,18 +1,18 @@
 //! From a recipe to the things a run is made of.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::Device;
 use candlewick_core::report::{NUMERICS, class_order_hash, hex};
-use candlewick_core::{Backbone, Fingerprint, Method, Spec, Stream, TextSpec};
+use candlewick_core::{Backbone, Fingerprint, Method, Spec, Stream};
 use candlewick_data::{Loader, Parts, Preprocess, Preset, Source};
-use candlewick_methods::{Beside, Extent, MethodConfig, Reference};
-use candlewick_models::{Card, HubConfig, Located, Options, Progress};
-use candlewick_vit::{Activation, Clip, TextOptions, Tokenizer, Vit, Weights};
+use candlewick_methods::{Beside, Booster, Extent, MethodConfig, Reference};
+use candlewick_models::{HubConfig, Located, Progress};
+use candlewick_vit::Vit;
 use sha2::{Digest as _, Sha256};
 
+use crate::backbone::{self, Outlook, Second};
 use crate::blueprint::Blueprint;
 use crate::features::Keep;
 use crate::names;
@@ -35,10 +35,11 @@ pub struct Plan {
     reference: Option<Reference>,
 }
 
-/// A backbone that is loaded.
+/// A backbone that is loaded, and the second one of a method that has two.
 pub struct Loaded {
     pub vit: Arc<Vit>,
     pub located: Located,
+    pub booster: Option<Second>,
 }
 
 impl Plan {
@@ -63,7 +64,7 @@ impl Plan {
             None => std::thread::available_parallelism()?.get(),
         };
         let images = sets::images(&recipe)?;
-        let outlook = Outlook::of(&recipe, fetch)?;
+        let outlook = Outlook::of(&recipe, &method, fetch)?;
         let preprocess = recipe.preprocess(outlook.card.preprocess.as_ref(), origin)?;
         let loader = Loader::new(&preprocess, threads, recipe.data.on_corrupt)
             .map_err(|e| anyhow!(e.within("preprocess")))
@@ -128,7 +129,12 @@ impl Plan {
             // With its text tower or without.
             recipe.reads_texts(),
         );
-        Ok(format!("{}{machine:?}", toml::to_string(&recipe.backbone)?))
+        let booster = match self.method.wants_booster() {
+            true => toml::to_string(&recipe.booster)?,
+            false => String::new(),
+        };
+        let backbone = toml::to_string(&recipe.backbone)?;
+        Ok(format!("{backbone}{booster}{machine:?}"))
     }
 
     /// Equal for plans that read the same stored features.
@@ -162,16 +168,24 @@ impl Plan {
 
     /// Finds the weights, fetching them if need be, and loads them.
     pub fn load(&self, progress: &dyn Progress) -> Result<Loaded> {
-        let located = locate(&self.recipe, HubConfig::from_env()?, Some(progress))?;
-        let vit = load_vit(&self.recipe, &located, self.image_size()?, &self.device)?;
+        let (recipe, size) = (&self.recipe, self.image_size()?);
+        let table = &recipe.backbone;
+        let texts = recipe.reads_texts();
+        let located = backbone::locate(table, texts, HubConfig::from_env()?, Some(progress))?;
+        let vit = backbone::load(recipe, table, &located, size, &self.device)?;
         let precision = vit.precision().name();
         let vit = match vit.language() {
             Some(language) => vit.speaking(texts::kept(self, &located, precision, language)),
             None => vit,
         };
+        let booster = match self.method.wants_booster() {
+            true => Some(Second::load(recipe, &self.preprocess, size, progress)?),
+            false => None,
+        };
         Ok(Loaded {
             vit: Arc::new(vit),
             located,
+            booster,
         })
     }
 
@@ -181,10 +195,15 @@ impl Plan {
     }
 
     /// A fresh method.
-    pub fn build(&self, backbone: Arc<dyn Backbone>) -> Result<Box<dyn Method>> {
+    pub fn build(
+        &self,
+        backbone: Arc<dyn Backbone>,
+        booster: Option<Booster>,
+    ) -> Result<Box<dyn Method>> {
         let recipe = &self.recipe;
         let beside = Beside {
             reference: self.reference.clone(),
+            booster,
         };
         let method = self.method.build_beside(
             backbone,
@@ -201,6 +220,7 @@ impl Plan {
             backbone: self.recipe.backbone.label(),
             weights: loaded.located.sha256.clone(),
             text: loaded.located.text.as_ref().map(|text| text.sha256.clone()),
+            booster: loaded.booster.as_ref().map(Second::fingerprint),
             depth: loaded.vit.spec().depth,
             preprocess: hex(&Sha256::digest(self.preprocess.canonical())),
             preset: self.preset(),
@@ -235,43 +255,6 @@ impl Plan {
         compat
     }
 
-    /// Sizes of the backbone: read from the weights where they are here, else from the card.
-    pub fn spec(&self, outlook: &Outlook) -> Result<Option<Spec>> {
-        let size = self.image_size()?;
-        if let Some(located) = &outlook.located {
-            let vit = load_vit(&self.recipe, located, size, &Device::Cpu)?;
-            return Ok(Some(vit.spec().clone()));
-        }
-        let card = &outlook.card;
-        let (Some(dim), Some(depth), Some(patch_size)) = (card.width, card.depth, card.patch_size)
-        else {
-            return Ok(None);
-        };
-        if !size.is_multiple_of(patch_size) {
-            bail!(
-                "[preprocess]: {size} px is not a multiple of the patch size {patch_size} of `{}`; set crop",
-                card.name
-            );
-        }
-        let used = self.recipe.backbone.depth.unwrap_or(depth);
-        if used == 0 || used > depth {
-            bail!(
-                "backbone.depth: found {used}, but `{}` has {depth} blocks",
-                card.name
-            );
-        }
-        Ok(Some(Spec {
-            image_size: size,
-            patch_size,
-            dim,
-            depth: used,
-            heads: card.heads.unwrap_or(dim / 64),
-            mlp_dim: 4 * dim,
-            registers: card.registers,
-            parameters: card.parameters.unwrap_or(0) as usize,
-        }))
-    }
-
     /// Bytes that the method has in use besides the backbone, on features of `dim` values.
     pub fn memory(&self, dim: usize) -> u64 {
         let tasks = || self.stream.tasks.iter().map(|task| &task.info);
@@ -284,59 +267,38 @@ impl Plan {
         })
     }
 
-    /// Sizes of the text tower, where the method reads class names and the weights are here.
-    pub fn text_spec(&self, outlook: &Outlook) -> Result<Option<TextSpec>> {
-        let Some(located) = &outlook.located else {
-            return Ok(None);
+    /// Trainable values after the last task, counted on the method itself. `None` where a text tower or a second backbone that it has
+    /// is not here yet.
+    pub fn trainable(&self, spec: &Spec, outlook: &Outlook) -> Result<Option<usize>> {
+        let (recipe, size) = (&self.recipe, self.image_size()?);
+        let text = match (recipe.reads_texts(), &outlook.located) {
+            (false, _) => None,
+            (true, None) => return Ok(None),
+            (true, Some(_)) => outlook.text_spec(recipe, &recipe.backbone, size)?,
         };
-        let vit = load_vit(&self.recipe, located, self.image_size()?, &Device::Cpu)?;
-        Ok(vit.language().map(|language| language.spec().clone()))
-    }
-
-    /// Trainable values after the last task, counted on the method itself; `text` is of a method that reads class names.
-    pub fn trainable(&self, spec: &Spec, text: Option<TextSpec>) -> Result<usize> {
-        let mut method = self.build(Arc::new(Blueprint::new(spec, text)))?;
+        let booster = match self.booster_spec(outlook)? {
+            Some(spec) => Some(Booster::same(Arc::new(Blueprint::new(&spec, None)))),
+            None if self.method.wants_booster() => return Ok(None),
+            None => None,
+        };
+        let mut method = self.build(Arc::new(Blueprint::new(spec, text)), booster)?;
         for task in &self.stream.tasks {
             method.begin_task(&task.info)?;
         }
-        Ok(method.trainable())
+        Ok(Some(method.trainable()))
     }
-}
 
-/// What is known of a backbone without fetching anything.
-pub struct Outlook {
-    pub card: Card,
-    /// Where it is, if it is here already.
-    pub located: Option<Located>,
-}
+    /// Sizes of the backbone, where they are known.
+    pub fn spec(&self, outlook: &Outlook) -> Result<Option<Spec>> {
+        outlook.spec(&self.recipe, &self.recipe.backbone, self.image_size()?)
+    }
 
-impl Outlook {
-    fn of(recipe: &Recipe, fetch: Option<&dyn Progress>) -> Result<Self> {
-        let mut offline = HubConfig::from_env()?;
-        offline.offline = true;
-        let here = match locate(recipe, offline, None) {
-            Ok(located) => located,
-            Err(error) => {
-                let name = recipe.backbone.name.as_deref().unwrap_or_default();
-                let card = candlewick_models::find(name.split('@').next().unwrap_or_default());
-                match (card, fetch) {
-                    (Some(card), _) => {
-                        return Ok(Self {
-                            card: card.clone(),
-                            located: None,
-                        });
-                    }
-                    (None, Some(_)) if recipe.backbone.name.is_some() => {
-                        locate(recipe, HubConfig::from_env()?, fetch)?
-                    }
-                    _ => return Err(error),
-                }
-            }
-        };
-        Ok(Self {
-            card: here.card.clone(),
-            located: Some(here),
-        })
+    /// Sizes of the second backbone, where there is one and they are known.
+    pub fn booster_spec(&self, outlook: &Outlook) -> Result<Option<Spec>> {
+        match (&outlook.booster, &self.recipe.booster) {
+            (Some(booster), Some(table)) => booster.spec(&self.recipe, table, self.image_size()?),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -353,71 +315,6 @@ pub fn square(loader: &Loader) -> Result<usize> {
         (h, w) => bail!(
             "[preprocess]: images become {h}x{w}, but the backbone needs square ones; set crop"
         ),
-    }
-}
-
-/// Finds a recipe's weights, fetching them if need be and allowed.
-pub fn locate(recipe: &Recipe, hub: HubConfig, progress: Option<&dyn Progress>) -> Result<Located> {
-    let table = &recipe.backbone;
-    let mut options = Options::new(hub);
-    options.revision = table.revision.clone();
-    options.file = table.file.clone();
-    options.card = table.card.clone();
-    options.text = recipe.reads_texts();
-    options.progress = progress;
-    let name = match (&table.path, &table.name) {
-        // A path is never mistaken for a card or an id.
-        (Some(path), _) => path_name(path.clone()),
-        (None, name) => name.clone().unwrap_or_default(),
-    };
-    Ok(candlewick_models::resolve(&name, &options)?)
-}
-
-fn path_name(path: PathBuf) -> String {
-    match path.is_absolute() || path.starts_with(".") || path.starts_with("..") {
-        true => path.display().to_string(),
-        false => PathBuf::from(".").join(path).display().to_string(),
-    }
-}
-
-/// The backbone of a recipe for images of `size` pixels.
-pub fn load_vit(recipe: &Recipe, located: &Located, size: usize, device: &Device) -> Result<Vit> {
-    let card = &located.card;
-    let open = |weights: &candlewick_models::Weights| match weights {
-        candlewick_models::Weights::Path(path) => Weights::open(path),
-        candlewick_models::Weights::Embedded(bytes) => Weights::embedded(&card.name, bytes),
-    };
-    let options = candlewick_vit::Options {
-        heads: recipe.backbone.heads.or(card.heads),
-        eps: Some(card.eps),
-        activation: Some(activation(card.activation)),
-        image_size: Some(size),
-        depth: recipe.backbone.depth,
-        precision: recipe.precision.for_vit(),
-        checkpoint_activations: recipe.checkpoint_activations,
-    };
-    let vit = Vit::load(&open(&located.weights)?, &options, device)?;
-    let (Some(files), Some(text)) = (&located.text, &card.text) else {
-        return Ok(vit);
-    };
-    let tokenizer = match &files.tokenizer {
-        candlewick_models::Weights::Path(path) => Tokenizer::open(path)?,
-        candlewick_models::Weights::Embedded(bytes) => Tokenizer::of_bytes(&card.name, bytes)?,
-    };
-    let options = TextOptions {
-        heads: text.heads,
-        eps: None,
-        activation: Some(activation(text.activation.unwrap_or(card.activation))),
-        precision: recipe.precision.for_vit(),
-    };
-    let clip = Clip::load(&open(&files.weights)?, tokenizer, &options, device)?;
-    Ok(vit.speaking(Arc::new(clip)))
-}
-
-fn activation(card: candlewick_models::Activation) -> Activation {
-    match card {
-        candlewick_models::Activation::Gelu => Activation::Gelu,
-        candlewick_models::Activation::QuickGelu => Activation::QuickGelu,
     }
 }
 

@@ -36,6 +36,9 @@ pub struct Recipe {
     pub data: DataTable,
     pub stream: StreamTable,
     pub backbone: BackboneTable,
+    /// A second backbone, for methods that have two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booster: Option<BackboneTable>,
     /// Images and sentences of no task, for methods that hold on to them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<ReferenceTable>,
@@ -172,13 +175,16 @@ impl Recipe {
 
     fn check(&self) -> Result<()> {
         self.data.check()?;
-        match (&self.backbone.name, &self.backbone.path) {
-            (Some(_), Some(_)) | (None, None) => {
+        let tables = [
+            ("backbone", Some(&self.backbone)),
+            ("booster", self.booster.as_ref()),
+        ];
+        for (called, table) in tables {
+            if table.is_some_and(|table| table.name.is_some() == table.path.is_some()) {
                 bail!(
-                    "[backbone] needs either `name` (a card or a Hub id) or `path` (a folder or file)"
+                    "[{called}] needs either `name` (a card or a Hub id) or `path` (a folder or file)"
                 )
             }
-            _ => {}
         }
         if self.threads == Some(0) {
             bail!("threads: must be greater than 0, found 0; leave it out for all cores");

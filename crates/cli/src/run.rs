@@ -212,7 +212,8 @@ pub fn execute(
         }
         false => (features::at_hand(plan, loaded)?, plan.stream.clone()),
     };
-    let mut method = plan.build(backbone)?;
+    let booster = loaded.booster.as_ref().map(|b| b.booster.clone());
+    let mut method = plan.build(backbone, booster)?;
     let options = RunOptions {
         seed: plan.recipe.seed,
         eval_batch: plan.recipe.data.eval_batch,

@@ -44,6 +44,10 @@ impl Backbone for Stored {
         self.backbone.cls_token()
     }
 
+    fn norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.backbone.norm(x)
+    }
+
     fn language(&self) -> Option<Arc<dyn Language>> {
         self.backbone.language()
     }

@@ -52,7 +52,7 @@ pub fn zeroshot(args: &ZeroShotArgs) -> Result<()> {
     machine::use_threads(plan.threads)?;
     let stop = watch::interrupted()?;
     let loaded = plan.load(&bar)?;
-    let mut method = plan.build(features::at_hand(&plan, &loaded)?)?;
+    let mut method = plan.build(features::at_hand(&plan, &loaded)?, None)?;
     let classes = &plan.stream.class_names;
     let tasks = &plan.stream.tasks;
     let info = TaskInfo {

@@ -9,7 +9,7 @@ use candlewick_core::report::short;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Aspect {
-    /// The file of the backbone's weights.
+    /// The file of the backbone's weights, of both where a method has two.
     Weights,
     /// Blocks used of it.
     Depth,
@@ -89,7 +89,10 @@ impl Aspect {
     pub fn of(self, report: &Report) -> Option<String> {
         let print = &report.fingerprint;
         Some(match self {
-            Self::Weights => print.weights.clone(),
+            Self::Weights => match &print.booster {
+                None => print.weights.clone(),
+                Some(booster) => format!("{} with {booster}", print.weights),
+            },
             Self::Depth => print.depth.to_string(),
             Self::Pixels => print.preprocess.clone(),
             Self::Split => print.split.clone(),

@@ -128,6 +128,17 @@ pub trait Backbone: Send + Sync {
         })
     }
 
+    /// The layer norm behind the last block, of width `D`, for whoever pools tokens before it. Tokens as they were come from a
+    /// [`Prompt`] that tunes [`Op::Norm`](crate::Op::Norm).
+    fn norm(&self, x: &Tensor) -> Result<Tensor> {
+        let _ = x;
+        Err(Error::State {
+            problem:
+                "this backbone does not show its last norm; use a method that pools tokens behind it"
+                    .into(),
+        })
+    }
+
     /// The text tower that it was trained with, where there is one.
     fn language(&self) -> Option<Arc<dyn Language>> {
         None

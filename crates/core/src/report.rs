@@ -60,6 +60,9 @@ pub struct Fingerprint {
     /// SHA-256 of the hashes of text tower and tokenizer, of methods that read class names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// SHA-256 of the weight file of a second backbone, of methods that have one, and its blocks used where not all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booster: Option<String>,
     /// Blocks used.
     pub depth: usize,
     /// SHA-256 of the resolved preprocessing.

@@ -253,6 +253,26 @@ impl Kept {
         Ok(())
     }
 
+    /// The state of a method whose `network` goes by names behind `start`, and what is kept. Heads of earlier tasks are trained on with
+    /// exemplars, so they are not called `head.…`, which is the name of heads that stand still.
+    pub fn beside(&self, start: &str, network: State) -> Result<State> {
+        let named = |(name, tensor)| (format!("{start}{name}"), tensor);
+        let mut state: State = network.into_iter().map(named).collect();
+        self.save(&mut state)?;
+        Ok(state)
+    }
+
+    /// Takes it out of such a state again; gives the network's part.
+    pub fn apart(&mut self, start: &str, state: &State) -> Result<State> {
+        let mut state = state.clone();
+        self.load(&mut state)?;
+        let own = |(name, tensor): (String, Tensor)| match name.strip_prefix(start) {
+            Some(own) => (own.to_owned(), tensor),
+            None => (name, tensor),
+        };
+        Ok(state.into_iter().map(own).collect())
+    }
+
     /// Takes it out of a state again.
     pub fn load(&mut self, state: &mut State) -> Result<()> {
         let [ids, classes, seen] = [

@@ -263,7 +263,10 @@ impl Covariances {
         class.factor = Some(factor.map_err(|e| {
             Error::setting(
                 "method.shrinkage",
-                format!("class {} in order of arrival: {e}; raise γ1", index + 1),
+                format!(
+                    "class {} in order of arrival: {e}; raise γ1, above γ2",
+                    index + 1
+                ),
             )
         })?);
         Ok(class)

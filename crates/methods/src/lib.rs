@@ -27,6 +27,7 @@ pub mod exemplars;
 pub mod fecam;
 pub mod finetune;
 pub mod fisher;
+pub mod gate;
 pub mod herding;
 pub mod joint;
 pub mod joint_linear;
@@ -41,6 +42,7 @@ pub mod mos;
 pub mod nearest_mean;
 pub mod pet;
 pub mod prefix;
+pub mod promptfusion;
 pub mod proof;
 pub mod random_prompt;
 pub mod ranpac;
@@ -86,6 +88,7 @@ pub use memory::Extent;
 pub use mos::Mos;
 pub use nearest_mean::NearestMean;
 pub use pet::Pet;
+pub use promptfusion::{Booster, PromptFusion};
 pub use proof::Proof;
 pub use random_prompt::RandomPrompt;
 pub use ranpac::RanPac;
@@ -103,6 +106,8 @@ pub use zscl::{Reference, Zscl};
 pub struct Beside {
     /// Images and sentences of no task, see [`zscl`].
     pub reference: Option<Reference>,
+    /// A second backbone, see [`promptfusion`].
+    pub booster: Option<Booster>,
 }
 
 /// A method and its settings.
@@ -170,6 +175,8 @@ pub enum MethodConfig {
     Zscl(Zscl),
     /// See [`proof`].
     Proof(Proof),
+    /// See [`promptfusion`].
+    PromptFusion(PromptFusion),
 }
 
 impl MethodConfig {
@@ -207,6 +214,7 @@ impl MethodConfig {
             "coop" => Self::Coop(Coop::deserialize(settings)?),
             "zscl" => Self::Zscl(Zscl::deserialize(settings)?),
             "proof" => Self::Proof(Proof::deserialize(settings)?),
+            "promptfusion" => Self::PromptFusion(PromptFusion::deserialize(settings)?),
             _ => return Ok(None),
         }))
     }
@@ -238,6 +246,9 @@ impl MethodConfig {
             (Self::L2p(config), Some(train)) => Box::new(config.build(backbone, train, seed)?),
             (Self::Proof(config), Some(train)) => {
                 Box::new(config.build(backbone, train, eval_batch, seed)?)
+            }
+            (Self::PromptFusion(config), Some(train)) => {
+                Box::new(config.build(backbone, beside.booster, train, eval_batch, seed)?)
             }
             (Self::Zscl(config), Some(train)) => {
                 Box::new(config.build(backbone, train, beside.reference, seed)?)
@@ -322,6 +333,7 @@ impl MethodConfig {
             Self::Coop(config) => config.check()?,
             Self::Zscl(config) => config.check()?,
             Self::Proof(config) => config.check()?,
+            Self::PromptFusion(config) => config.check()?,
             Self::Linear(_) | Self::JointLinear(_) | Self::SimpleCil(_) => {}
         }
         let about = self.about();
@@ -375,6 +387,7 @@ impl MethodConfig {
             | Self::Coop(_)
             | Self::Zscl(_)
             | Self::Proof(_)
+            | Self::PromptFusion(_)
             | Self::Lae(_)
             | Self::Ease(_)
             | Self::Esn(_)
@@ -410,8 +423,17 @@ impl MethodConfig {
     pub fn reads_texts(&self) -> bool {
         matches!(
             self,
-            Self::ContinualClip(_) | Self::Coop(_) | Self::Zscl(_) | Self::Proof(_)
+            Self::ContinualClip(_)
+                | Self::Coop(_)
+                | Self::Zscl(_)
+                | Self::Proof(_)
+                | Self::PromptFusion(_)
         )
+    }
+
+    /// Whether it has a second backbone, [`Beside::booster`].
+    pub fn wants_booster(&self) -> bool {
+        matches!(self, Self::PromptFusion(_))
     }
 
     /// Whether every weight of the backbone trains, in all tasks or in the first.
@@ -483,6 +505,7 @@ impl MethodConfig {
             Self::Vpt(_) => "vpt",
             Self::Zscl(_) => "zscl",
             Self::Proof(_) => "proof",
+            Self::PromptFusion(_) => "promptfusion",
         };
         let place = METHODS.iter().position(|about| about.name == name);
         METHODS[place.unwrap_or_default()]
@@ -502,6 +525,7 @@ impl MethodConfig {
             Self::RanPac(config) => config.compat(),
             Self::FeCam(config) => config.compat(),
             Self::Proof(config) => config.compat(),
+            Self::PromptFusion(config) => config.compat(),
             Self::Slca(config) => config.compat("slca"),
             Self::CoFiMa(config) => config.compat(),
             Self::Linear(_)

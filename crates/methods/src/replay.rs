@@ -21,7 +21,7 @@ use crate::exemplars::{Kept, Memory};
 use crate::finetune::{Finetune, Part, one};
 use crate::whole::{Among, Whole};
 
-/// Before the names of the network: heads of earlier tasks go on training.
+/// Before the names of the network.
 const NAME: &str = "replay.";
 
 /// `[method] name = "replay"`, with the keys of [`finetune`](crate::finetune).
@@ -86,17 +86,6 @@ impl Replaying {
     pub fn kept(&self) -> &Kept {
         &self.kept
     }
-
-    /// Takes the memory out of a state; gives the network's part of it.
-    fn remember(&mut self, state: &State) -> Result<State> {
-        let mut state = state.clone();
-        self.kept.load(&mut state)?;
-        let own = |(name, tensor): (String, Tensor)| match name.strip_prefix(NAME) {
-            Some(own) => (own.to_owned(), tensor),
-            None => (name, tensor),
-        };
-        Ok(state.into_iter().map(own).collect())
-    }
 }
 
 impl Method for Replaying {
@@ -141,16 +130,11 @@ impl Method for Replaying {
     }
 
     fn state(&self) -> Result<State> {
-        let network = self.whole.state()?.into_iter();
-        let mut state: State = network
-            .map(|(name, tensor)| (format!("{NAME}{name}"), tensor))
-            .collect();
-        self.kept.save(&mut state)?;
-        Ok(state)
+        self.kept.beside(NAME, self.whole.state()?)
     }
 
     fn restore(&mut self, tasks: &[TaskInfo], state: &State) -> Result<()> {
-        let network = self.remember(state)?;
+        let network = self.kept.apart(NAME, state)?;
         self.whole.restore(tasks, &network)
     }
 
@@ -159,7 +143,7 @@ impl Method for Replaying {
     }
 
     fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()> {
-        let network = self.remember(state)?;
+        let network = self.kept.apart(NAME, state)?;
         self.whole.resume(tasks, &network, session)
     }
 }

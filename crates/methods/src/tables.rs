@@ -28,7 +28,7 @@ impl About {
     pub fn images_kept(&self) -> &'static str {
         match self.name {
             "joint" => "all",
-            "replay" => "as memory says",
+            "promptfusion" | "proof" | "replay" => "as memory says",
             _ => "none",
         }
     }
@@ -155,6 +155,12 @@ pub const METHODS: &[About] = &[
         what: "class means of the frozen feature, nearest by Euclidean, cosine or Mahalanobis distance",
         paper: "Hayes and Kanan 2020, Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis",
         trains: false,
+    },
+    About {
+        name: "promptfusion",
+        what: "contexts and image prompts of a CLIP, prompts of a second backbone, and a weight or a gate between their logits",
+        paper: "Chen et al. 2024, PromptFusion: Decoupling Stability and Plasticity for Continual Learning",
+        trains: true,
     },
     About {
         name: "proof",
@@ -338,6 +344,36 @@ pub const COMPAT: &[Compat] = &[
         switch: "alignment.shrink=task-size",
         what: "the task of an old class is taken to be the class by the size of the present task",
         source: "GengDavid/SLCA:models/slca.py",
+    },
+    Compat {
+        method: "promptfusion",
+        switch: "filler=x",
+        what: "frozen embeddings of \"X\" stand between a context and its name",
+        source: "HaoranChen/PromptFusion:prompt.py",
+    },
+    Compat {
+        method: "promptfusion",
+        switch: "gate.at_test=noisy",
+        what: "the gate draws at test too",
+        source: "HaoranChen/PromptFusion:train_pflite.py",
+    },
+    Compat {
+        method: "promptfusion",
+        switch: "gate.old=linear",
+        what: "the gate is held to what it was without its tanh",
+        source: "HaoranChen/PromptFusion:train_pflite.py",
+    },
+    Compat {
+        method: "promptfusion",
+        switch: "pixels=stabilizer",
+        what: "the booster sees pixels with mean and deviation of the CLIP",
+        source: "HaoranChen/PromptFusion:dataset.py, train_pf.py",
+    },
+    Compat {
+        method: "promptfusion",
+        switch: "weights=slot",
+        what: "weights of the loss belong to places in the batch, those of new classes to all tasks",
+        source: "HaoranChen/PromptFusion:model.py",
     },
     Compat {
         method: "proof",

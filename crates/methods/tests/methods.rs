@@ -39,6 +39,8 @@ mod near;
 mod pet;
 #[path = "methods/plain.rs"]
 mod plain;
+#[path = "methods/promptfusion.rs"]
+mod promptfusion;
 #[path = "methods/proof.rs"]
 mod proof;
 #[path = "methods/ranpac.rs"]

@@ -363,6 +363,10 @@ impl Backbone for Vit {
         Ok(self.cls.clone())
     }
 
+    fn norm(&self, x: &Tensor) -> CoreResult<Tensor> {
+        Ok(self.norm.forward(x)?)
+    }
+
     fn language(&self) -> Option<Arc<dyn Language>> {
         self.language.clone()
     }

@@ -214,7 +214,8 @@ impl Job {
             true => plan.stream_of_features()?,
             false => plan.stream.clone(),
         };
-        let mut method = plan.build(backbone)?;
+        let booster = self.loaded.booster.as_ref().map(|b| b.booster.clone());
+        let mut method = plan.build(backbone, booster)?;
         let options = RunOptions {
             seed: plan.recipe.seed,
             eval_batch: plan.recipe.data.eval_batch,

@@ -45,6 +45,7 @@ pub fn report(percent: f64) -> Report {
             backbone: "vit-micro".into(),
             weights: "11".repeat(32),
             text: None,
+            booster: None,
             depth: 6,
             preprocess: "22".repeat(32),
             preset: None,

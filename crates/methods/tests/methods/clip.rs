@@ -11,7 +11,8 @@ use candlewick_core::{
 use candlewick_methods::coop::Belongs;
 use candlewick_methods::zscl::{Distillation, HeldClip};
 use candlewick_methods::{
-    ContinualClip, Coop, METHODS, MethodConfig, Reference, Templates, Zscl, conformance,
+    Beside, Booster, ContinualClip, Coop, METHODS, MethodConfig, Reference, Templates, Zscl,
+    conformance,
 };
 use candlewick_vit::Precision;
 
@@ -133,7 +134,11 @@ fn every_method_runs_on_the_image_tower() {
             true => stream.cumulative(),
             false => stream.clone(),
         };
-        let built = config.build(backbone.clone(), table, 16, 3);
+        let beside = Beside {
+            booster: config.wants_booster().then(|| Booster::same(micro())),
+            ..Beside::default()
+        };
+        let built = config.build_beside(backbone.clone(), table, 16, 3, beside);
         let outcome = run::run(built.unwrap().as_mut(), &stream, options, &mut ());
         let outcome = outcome.unwrap_or_else(|e| panic!("{}: {e}", about.name));
         assert!(!outcome.predictions.is_empty(), "{}", about.name);

@@ -25,6 +25,10 @@ pub fn plain(method: &str) -> Table {
         "random-prompt" => "length = 2",
         "linear" | "simplecil" | "joint-linear" | "joint-ridge" | "continual-clip" => "",
         "coop" => "length = 2",
+        "promptfusion" => {
+            "length = 2\nimage_prompts = 2\nbooster_prompts = 2\nmemory = { per_class = 2, choice = \"herding\" }\n\
+             gate = { hidden = 4, temperature = 3.0, open = 0.4, open_weight = 0.7, keep_weight = 0.1 }"
+        }
         "proof" => "contexts = 2\nmemory = { per_class = 2, choice = \"herding\" }",
         "zscl" => "average_every = 2\nconsolidation = 0.1\nlabel_smoothing = 0.1",
         "aper" => "tuning = { kind = \"vpt-deep\", length = 2 }",
