@@ -92,6 +92,12 @@ fn methods_of_class_names_run_to_their_end() {
             "",
         ),
         (
+            "promptfusion",
+            "length = 2\nimage_prompts = 2\nbooster_prompts = 2\nmemory = { per_class = 1, choice = \"herding\" }",
+            true,
+            "[booster]\nname = \"vit-micro\"\ndepth = 2\n",
+        ),
+        (
             "zscl",
             "average_every = 2\ndistillation = { images = 1.0, texts = 1.0, temperature = 2.0, batch = 8 }",
             true,
@@ -109,7 +115,13 @@ fn methods_of_class_names_run_to_their_end() {
         assert!(dry.out.contains(&line), "{name}: {line}: {}", dry.out);
         assert!(report["fingerprint"]["text"].is_string(), "{name}");
         let kept = report["exemplars"]["images"][1].as_u64();
-        assert_eq!(kept, (name == "proof").then_some(50), "{name}");
+        let keeps = ["proof", "promptfusion"].contains(&name);
+        assert_eq!(kept, keeps.then_some(50), "{name}");
+        let booster = report["fingerprint"]["booster"].as_str();
+        assert_eq!(
+            booster.is_some_and(|b| b.ends_with(", 2 blocks")),
+            name == "promptfusion"
+        );
         if name == "continual-clip" {
             let rows: Vec<Vec<f64>> =
                 serde_json::from_value(report["accuracy_matrix"].clone()).unwrap();

@@ -63,7 +63,7 @@ fn an_unknown_method() {
         "linear.toml",
         "no method `lienar`",
         "did you mean `linear`",
-        "`aper`, `coda`, `cofima`, `continual-clip`, `coop`, `dap`, `dualprompt`, `ease`, `esn`, `fecam`, `finetune`, `joint`, `joint-linear`, `joint-ridge`, `knn`, `l2p`, `lae`, `linear`, `mos`, `nearest-mean`, `proof`, `random-prompt`, `ranpac`, `replay`, `simplecil`, `slca`, `vpt`, `zscl`",
+        "`aper`, `coda`, `cofima`, `continual-clip`, `coop`, `dap`, `dualprompt`, `ease`, `esn`, `fecam`, `finetune`, `joint`, `joint-linear`, `joint-ridge`, `knn`, `l2p`, `lae`, `linear`, `mos`, `nearest-mean`, `promptfusion`, `proof`, `random-prompt`, `ranpac`, `replay`, `simplecil`, `slca`, `vpt`, `zscl`",
     ];
     lab.refused("linear.toml --set method.name=lienar", &parts);
 }

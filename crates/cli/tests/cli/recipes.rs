@@ -109,7 +109,7 @@ fn every_method_runs_as_published_and_on_equal_terms() {
     let paper = table(&lab, "paper", "{path=\"given\"}");
     let fair = table(&lab, "fair", "{path=\"whole\",split={kind=\"stratified\"}}");
     // Those that read class names need a CLIP, and have a sweep of their own.
-    let texts = ["continual-clip", "coop", "proof", "zscl"];
+    let texts = ["continual-clip", "coop", "promptfusion", "proof", "zscl"];
     let methods = METHODS.iter().map(|method| method.name);
     let methods: BTreeSet<&str> = methods.filter(|name| !texts.contains(name)).collect();
     for table in [&paper, &fair] {
