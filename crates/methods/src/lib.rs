@@ -7,6 +7,7 @@
 pub mod adapter;
 pub mod alignment;
 pub mod aper;
+pub mod attend;
 pub mod attention_adapter;
 pub mod choice;
 pub mod class_attention;

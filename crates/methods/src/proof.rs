@@ -5,7 +5,7 @@
 //! ```text
 //! v   = unit(Σ_t P_v^t e_v(x))       u_c = unit(Σ_t P_u^t e_u(c))        p_c = unit(Σ_t P_v^t mean of e_v over class c)
 //! S   = [v; u_1 … u_C; p_1 … p_C; contexts of all tasks]
-//! S'  = LN(S + W_o softmax(W_q S (W_k S)ᵀ / √E) W_v S)
+//! S'  = LN(S + W_o softmax(W_q S (W_k S)ᵀ / √E) W_v S + b)                                  with dropout, see attend.rs
 //! L   = CE(v' u'ᵀ, y) + CE(v' p'ᵀ, y) + ½ (CE(s v u_yᵀ, i) + CE(s u_y vᵀ, i))     over the classes seen, images and exemplars
 //! z_c = v · ū_c + v' · u'_c + v' · p'_c                          ū: mean over the templates, at test in S as well
 //! ```
@@ -13,13 +13,12 @@
 //! `e` are the embeddings of the frozen towers, of length 1, and `s` a scale that trains. Projections and contexts of earlier
 //! tasks stand still. A sequence is of one image, so that nothing depends on the batch; the reference takes `u'` and `p'` as
 //! means over the batch (`fusion = "batch"`), leaves old projections of texts training (`old_text = "trains"`), and does not
-//! normalise images at test (`test_image = "raw"`). Its dropout is left out.
+//! normalise images at test (`test_image = "raw"`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
-use candle_nn::ops::softmax;
 use candlewick_core::language::unit;
 use candlewick_core::train::masked_cross_entropy;
 use candlewick_core::{
@@ -28,7 +27,7 @@ use candlewick_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::class_attention::layer_norm;
+use crate::attend::Attend;
 use crate::class_texts::{arrive, language};
 use crate::exemplars::{Kept, Memory};
 use crate::templates::Templates;
@@ -42,6 +41,10 @@ pub struct Proof {
     pub templates: Templates,
     /// Context tokens of a task; 3 as published.
     pub contexts: usize,
+    /// The part of the fusion's attention, and of what comes out of it, that is left out at random in training; 0.1 as published, 0 where
+    /// left out.
+    #[serde(default)]
+    pub dropout: f64,
     /// Past images that come again.
     pub memory: Memory,
     /// Over what fused texts and prototypes are taken.
@@ -92,6 +95,10 @@ impl Proof {
     /// Checks ranges by key.
     pub fn check(&self) -> Result<()> {
         self.templates.check()?;
+        if !(0.0..1.0).contains(&self.dropout) {
+            let problem = format!("must be at least 0 and below 1, found {}", self.dropout);
+            return Err(Error::setting("method.dropout", problem));
+        }
         self.memory.check()
     }
 
@@ -119,21 +126,7 @@ impl Proof {
         let language = language(backbone.as_ref())?;
         let dim = language.spec().dim;
         let mut params = Params::seeded(seed, backbone.device());
-        let draw = |params: &mut Params, name: &str| {
-            let std = (1.0 / dim as f32).sqrt();
-            params.create(name, &[dim, dim], Init::Normal { std })
-        };
-        let fusion = Fuse {
-            query: draw(&mut params, "fusion.query")?,
-            key: draw(&mut params, "fusion.key")?,
-            value: draw(&mut params, "fusion.value")?,
-            output: draw(&mut params, "fusion.output.weight")?,
-            bias: params.create("fusion.output.bias", &[dim], Init::Zeros)?,
-            norm: [
-                params.create("fusion.norm.weight", &[dim], Init::Ones)?,
-                params.create("fusion.norm.bias", &[dim], Init::Zeros)?,
-            ],
-        };
+        let fusion = Attend::new(dim, self.dropout, seed, &mut params)?;
         let scale = params.create(SCALE, &[], Init::Zeros)?;
         params.set(SCALE, &language.scale()?.log()?)?;
         Ok(Projections {
@@ -150,6 +143,7 @@ impl Proof {
             texts: None,
             means: None,
             classes: 0,
+            steps: 0,
             current: None,
         })
     }
@@ -159,31 +153,6 @@ impl Proof {
 const SCALE: &str = "logit_scale";
 /// Where class means are saved.
 const MEANS: &str = "prototypes";
-
-/// One head of attention over a sequence, and the norm behind it.
-struct Fuse {
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    bias: Tensor,
-    norm: [Tensor; 2],
-}
-
-impl Fuse {
-    /// `LN(S + W_o softmax(W_q S (W_k S)ᵀ / √E) W_v S)` of `(B, N, E)`.
-    fn forward(&self, s: &Tensor) -> Result<Tensor> {
-        let (b, n, dim) = s.dims3()?;
-        let flat = s.reshape((b * n, dim))?;
-        let by = |w: &Tensor| flat.matmul(&w.t()?)?.reshape((b, n, dim));
-        let (q, k, v) = (by(&self.query)?, by(&self.key)?, by(&self.value)?);
-        let scores = (q.matmul(&k.t()?.contiguous()?)? / (dim as f64).sqrt())?;
-        let mixed = softmax(&scores, D::Minus1)?.matmul(&v)?;
-        let out = mixed.reshape((b * n, dim))?.matmul(&self.output.t()?)?;
-        let out = (out.broadcast_add(&self.bias)? + flat)?;
-        Ok(layer_norm(&out, &self.norm, true)?.reshape((b, n, dim))?)
-    }
-}
 
 /// What a task added: weight and bias for images, the same for texts, contexts.
 struct Part {
@@ -197,7 +166,7 @@ pub struct Projections {
     config: Proof,
     frozen: Frozen,
     language: Arc<dyn Language>,
-    fusion: Fuse,
+    fusion: Attend,
     scale: Tensor,
     params: Params,
     train: Train,
@@ -209,6 +178,8 @@ pub struct Projections {
     /// Means of `e_v`, `(classes, E)`.
     means: Option<Tensor>,
     classes: usize,
+    /// Steps of the task.
+    steps: u64,
     current: Option<(TaskInfo, Optimizer)>,
 }
 
@@ -222,14 +193,15 @@ struct Fused {
 impl Projections {
     /// The loss of a batch of new images and exemplars.
     pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
-        if self.current.is_none() {
+        let Some((task, _)) = &self.current else {
             return Err(Error::no_task());
-        }
+        };
+        let step = ((task.index as u64) << 32) + self.steps;
         let image = unit(&self.projected(&self.embedded(batch)?, true)?)?;
         let texts = self.texts.as_ref().ok_or_else(Error::no_task)?;
         let first = texts.narrow(1, 0, 1)?.squeeze(1)?;
         let texts = unit(&self.projected(&first, false)?)?;
-        let fused = self.fused(&image, &texts)?;
+        let fused = self.fused(&image, &texts, Some(step))?;
         let all = 0..self.classes;
         let [by_texts, by_means] = self.fused_logits(&fused)?;
         let mut loss = masked_cross_entropy(&by_texts, &batch.labels, &all)?;
@@ -278,7 +250,7 @@ impl Projections {
     }
 
     /// Sequences of images `(B, E)` with texts `(C, E)` through the fusion.
-    fn fused(&self, image: &Tensor, texts: &Tensor) -> Result<Fused> {
+    fn fused(&self, image: &Tensor, texts: &Tensor, step: Option<u64>) -> Result<Fused> {
         let means = self.means.as_ref().ok_or_else(Error::no_task)?;
         let means = unit(&self.projected(means, true)?)?;
         let (last, b) = (self.tasks.len().saturating_sub(1), image.dim(0)?);
@@ -294,7 +266,7 @@ impl Projections {
         let shared = Tensor::cat(&parts, 0)?.unsqueeze(0)?;
         let shared = shared.broadcast_as((b, shared.dim(1)?, shared.dim(2)?))?;
         let sequence = Tensor::cat(&[&image.unsqueeze(1)?, &shared.contiguous()?], 1)?;
-        let out = self.fusion.forward(&sequence.contiguous()?)?;
+        let out = self.fusion.forward(&sequence.contiguous()?, step)?;
         let of = |from: usize| -> Result<Tensor> {
             let part = out.narrow(1, from, self.classes)?;
             Ok(match self.config.fusion {
@@ -384,6 +356,7 @@ impl Method for Projections {
             None => new,
         });
         let optimizer = Optimizer::new(self.params.named(), &self.train)?;
+        self.steps = 0;
         self.current = Some((task.clone(), optimizer));
         Ok(())
     }
@@ -440,6 +413,7 @@ impl Method for Projections {
         if let Some((_, optimizer)) = &mut self.current {
             optimizer.step(&loss)?;
         }
+        self.steps += 1;
         Ok(loss.detach())
     }
 
@@ -463,7 +437,7 @@ impl Method for Projections {
         };
         let texts = self.ensembled()?;
         let plain = image.matmul(&texts.t()?)?;
-        let [by_texts, by_means] = self.fused_logits(&self.fused(&image, &texts)?)?;
+        let [by_texts, by_means] = self.fused_logits(&self.fused(&image, &texts, None)?)?;
         Ok(((plain + by_texts)? + by_means)?.detach())
     }
 
@@ -485,13 +459,15 @@ impl Method for Projections {
     }
 
     fn session(&self) -> Result<Session> {
-        match &self.current {
-            Some((_, optimizer)) => optimizer.session(),
-            None => Ok(Session::new()),
+        let mut session = Session::new();
+        if let Some((_, optimizer)) = &self.current {
+            session.put_part("optimizer", optimizer.session()?);
+            session.put_count("steps", self.steps)?;
         }
+        Ok(session)
     }
 
-    fn resume(&mut self, tasks: &[TaskInfo], state: &State, session: Session) -> Result<()> {
+    fn resume(&mut self, tasks: &[TaskInfo], state: &State, mut session: Session) -> Result<()> {
         for task in tasks {
             self.begin_task(task)?;
         }
@@ -512,11 +488,12 @@ impl Method for Projections {
         self.kept.load(&mut state)?;
         self.params.load_state(&state)?;
         match &mut self.current {
-            Some((_, optimizer)) if !session.is_empty() => optimizer.resume(session),
-            _ => {
-                self.current = None;
-                session.end()
+            Some((_, optimizer)) if !session.is_empty() => {
+                optimizer.resume(session.take_part("optimizer"))?;
+                self.steps = session.take_count("steps")?;
             }
+            _ => self.current = None,
         }
+        session.end()
     }
 }

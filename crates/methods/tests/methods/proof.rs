@@ -16,6 +16,7 @@ fn config() -> Proof {
     Proof {
         templates: Templates::Own(vec!["{}".into()]),
         contexts: 3,
+        dropout: 0.0,
         memory: Memory {
             total: None,
             per_class: Some(2),
@@ -31,6 +32,7 @@ fn config() -> Proof {
 fn proof_keeps_the_laws() {
     let config = Proof {
         templates: Templates::default(),
+        dropout: 0.1,
         ..config()
     };
     conforms(MethodConfig::Proof(config), false).unwrap();
