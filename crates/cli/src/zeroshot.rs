@@ -1,10 +1,10 @@
-//! `candlewick zeroshot`: a CLIP names the test images of a data set by their class names, all classes at once.
+//! `candlewick zeroshot`: a CLIP names the test images of a data set by their class names, all classes of a set at once.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use candlewick_core::{Batch, Error, TaskInfo, View};
+use candlewick_core::{Batch, Error, Scenario, Stream, Task, TaskInfo, View};
 use clap::Args;
 use toml::{Table, Value};
 
@@ -45,6 +45,79 @@ struct Hits {
     five: usize,
 }
 
+/// Images whose classes are asked for together: those of one data set.
+struct Set<'a> {
+    name: String,
+    info: TaskInfo,
+    tasks: &'a [Task],
+}
+
+impl<'a> Set<'a> {
+    /// All of a stream, or each data set of a multi-domain one.
+    fn all(stream: &'a Stream, backbone: &str) -> Vec<Self> {
+        if let Scenario::MultiDomain(names) = &stream.scenario {
+            let sets = names.iter().zip(stream.tasks.chunks(1));
+            return sets
+                .map(|(name, tasks)| Self {
+                    name: name.clone(),
+                    info: tasks[0].info.clone(),
+                    tasks,
+                })
+                .collect();
+        }
+        let infos = || stream.tasks.iter().map(|task| &task.info);
+        vec![Self {
+            name: backbone.to_owned(),
+            info: TaskInfo {
+                index: 0,
+                classes: 0..stream.class_names.len(),
+                names: infos().flat_map(|info| info.names.clone()).collect(),
+                train_len: 0,
+                test_len: infos().map(|info| info.test_len).sum(),
+            },
+            tasks: &stream.tasks,
+        }]
+    }
+}
+
+/// In percent, and the images it is of.
+struct Found {
+    images: usize,
+    classes: usize,
+    first: f64,
+    five: f64,
+    class_mean: f64,
+}
+
+impl Found {
+    fn of(hits: &[Hits]) -> Option<Self> {
+        let seen = || hits.iter().filter(|h| h.images > 0);
+        let images: usize = seen().map(|h| h.images).sum();
+        let part = |n: usize, of: usize| 100.0 * n as f64 / of as f64;
+        let shares = seen().map(|h| part(h.first, h.images));
+        (images > 0).then(|| Self {
+            images,
+            classes: hits.len(),
+            first: part(seen().map(|h| h.first).sum(), images),
+            five: part(seen().map(|h| h.five).sum(), images),
+            class_mean: shares.sum::<f64>() / seen().count() as f64,
+        })
+    }
+
+    fn row(&self, name: &str) -> Vec<String> {
+        let percent = |x: f64| format!("{x:.2}");
+        vec![
+            name.to_owned(),
+            self.images.to_string(),
+            self.classes.to_string(),
+            percent(self.first),
+            percent(self.five),
+            percent(self.class_mean),
+            percent(100.0 / self.classes as f64),
+        ]
+    }
+}
+
 pub fn zeroshot(args: &ZeroShotArgs) -> Result<()> {
     let (recipe, origin) = recipe(args)?;
     let bar = Download::new();
@@ -54,67 +127,86 @@ pub fn zeroshot(args: &ZeroShotArgs) -> Result<()> {
     let loaded = plan.load(&bar)?;
     let mut method = plan.build(features::at_hand(&plan, &loaded)?, None)?;
     let classes = &plan.stream.class_names;
-    let tasks = &plan.stream.tasks;
-    let info = TaskInfo {
-        index: 0,
-        classes: 0..classes.len(),
-        names: tasks.iter().flat_map(|t| t.info.names.clone()).collect(),
-        train_len: 0,
-        test_len: tasks.iter().map(|t| t.info.test_len).sum(),
-    };
+    let sets = Set::all(&plan.stream, &loaded.located.card.name);
     let started = Instant::now();
-    method.begin_task(&info)?;
+    for set in &sets {
+        method.begin_task(&set.info)?;
+    }
     let texts = started.elapsed();
     let started = Instant::now();
-    let progress = watch::images_bar("zeroshot", info.test_len);
-    let mut hits = vec![Hits::default(); classes.len()];
+    let images = sets.iter().map(|set| set.info.test_len).sum();
+    let progress = watch::images_bar("zeroshot", images);
     let mut lines = csv::Writer::from_writer(Vec::new());
     lines.write_record(["image", "label", "predicted", "score"])?;
-    for task in tasks {
-        for batch in task.test.batches(View::Plain, plan.recipe.data.eval_batch) {
-            if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                return Err(Error::Interrupted.into());
+    let mut found = Vec::new();
+    for set in &sets {
+        let first = set.info.classes.start;
+        let mut hits = vec![Hits::default(); set.info.classes.len()];
+        for task in set.tasks {
+            for batch in task.test.batches(View::Plain, plan.recipe.data.eval_batch) {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    return Err(Error::Interrupted.into());
+                }
+                let batch: Batch = batch?;
+                let scores = method.predict_task(&batch, &set.info)?;
+                let scores: Vec<Vec<f32>> = scores.context("class names")?.to_vec2()?;
+                for (i, row) in scores.iter().enumerate() {
+                    let own = batch.labels[i] as usize - first;
+                    let (rank, best) = rank(row, own);
+                    let hit = &mut hits[own];
+                    hit.images += 1;
+                    hit.first += usize::from(rank == 0);
+                    hit.five += usize::from(rank < 5);
+                    lines.write_record([
+                        &task.test.image_name(batch.ids[i]),
+                        &classes[first + own],
+                        &classes[first + best],
+                        &row[best].to_string(),
+                    ])?;
+                }
+                progress.inc(batch.len() as u64);
             }
-            let batch: Batch = batch?;
-            let scores: Vec<Vec<f32>> = method.predict(&batch)?.to_vec2()?;
-            for (i, row) in scores.iter().enumerate() {
-                let own = batch.labels[i] as usize;
-                let (rank, best) = rank(row, own);
-                let hit = &mut hits[own];
-                hit.images += 1;
-                hit.first += usize::from(rank == 0);
-                hit.five += usize::from(rank < 5);
-                lines.write_record([
-                    &task.test.image_name(batch.ids[i]),
-                    &classes[own],
-                    &classes[best],
-                    &row[best].to_string(),
-                ])?;
+        }
+        match Found::of(&hits) {
+            Some(of) => found.push(of),
+            None if sets.len() > 1 => {
+                bail!(
+                    "{origin}: `{}` has no test image that can be read",
+                    set.name
+                )
             }
-            progress.inc(batch.len() as u64);
+            None => bail!("{origin}: there is no test image that can be read"),
         }
     }
     progress.finish_and_clear();
-    let images: usize = hits.iter().map(|h| h.images).sum();
-    if images == 0 {
-        bail!("{origin}: there is no test image that can be read");
-    }
     let seconds = started.elapsed().as_secs_f64();
-    let percent = |n: usize| format!("{:.2}", 100.0 * n as f64 / images as f64);
-    let shares = hits.iter().filter(|h| h.images > 0);
-    let shares: Vec<f64> = shares.map(|h| h.first as f64 / h.images as f64).collect();
-    let mean = 100.0 * shares.iter().sum::<f64>() / shares.len() as f64;
-    let rows = vec![vec![
-        loaded.located.card.name.clone(),
-        images.to_string(),
-        classes.len().to_string(),
-        percent(hits.iter().map(|h| h.first).sum()),
-        percent(hits.iter().map(|h| h.five).sum()),
-        format!("{mean:.2}"),
-        format!("{:.2}", 100.0 / classes.len() as f64),
-    ]];
+    let mut rows: Vec<Vec<String>> = sets
+        .iter()
+        .zip(&found)
+        .map(|(set, found)| found.row(&set.name))
+        .collect();
+    let images: usize = found.iter().map(|f| f.images).sum();
+    if found.len() > 1 {
+        let mean = |of: fn(&Found) -> f64| {
+            let sum: f64 = found.iter().map(of).sum();
+            format!("{:.2}", sum / found.len() as f64)
+        };
+        rows.push(vec![
+            "mean of the sets".into(),
+            images.to_string(),
+            String::new(),
+            mean(|f| f.first),
+            mean(|f| f.five),
+            mean(|f| f.class_mean),
+            mean(|f| 100.0 / f.classes as f64),
+        ]);
+    }
     let head = [
-        "backbone",
+        if found.len() > 1 {
+            "data set"
+        } else {
+            "backbone"
+        },
         "images",
         "classes",
         "top 1",
@@ -148,7 +240,7 @@ fn rank(row: &[f32], own: usize) -> (usize, usize) {
     (rank, best)
 }
 
-/// The recipe of the flags: nothing trains, and each class is a task, which does not matter here.
+/// The recipe of the flags: nothing trains, and each class is a task, which does not matter here, or each of several data sets.
 fn recipe(args: &ZeroShotArgs) -> Result<(Recipe, String)> {
     let (mut table, origin) = match &args.recipe {
         Some(path) => {
@@ -162,11 +254,16 @@ fn recipe(args: &ZeroShotArgs) -> Result<(Recipe, String)> {
         }
         None => (Table::new(), "the flags".to_owned()),
     };
+    let several = |data: &Value| data.get("sets").is_some();
+    let stream = match args.data.is_none() && table.get("data").is_some_and(several) {
+        true => "kind = \"multi-domain\"",
+        false => "increment = 1",
+    };
     let mut own = |key: &str, text: &str| -> Result<()> {
         table.insert(key.into(), Value::Table(text.parse()?));
         Ok(())
     };
-    own("stream", "increment = 1")?;
+    own("stream", stream)?;
     own("method", "name = \"continual-clip\"")?;
     table.remove("train");
     table.entry("seed").or_insert(Value::Integer(0));

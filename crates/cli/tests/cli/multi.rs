@@ -131,3 +131,33 @@ fn sets_and_streams_that_do_not_fit_are_refused() {
     lab.write("l2p.toml", one);
     lab.refused("l2p.toml", &["stream.kind", "[[data.sets]]"]);
 }
+
+/// Each set among its own classes.
+#[test]
+fn zeroshot_names_each_set_by_itself() {
+    let lab = lab();
+    let said = lab.say("zeroshot simplecil.toml --backbone clip-micro --out z.csv");
+    for part in ["| data set", "| two ", "| first ", "| mean of the sets"] {
+        assert!(said.out.contains(part), "{}", said.out);
+    }
+    let lines = lab.text("z.csv");
+    let mut images = 0;
+    for line in lines.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        let of = |class: &str| class.split('/').next().map(str::to_owned);
+        assert_eq!(of(cells[1]), of(cells[2]), "{line}");
+        images += 1;
+    }
+    let row = |name: &str| -> Vec<String> {
+        let mut rows = said.out.lines().filter(|line| line.contains(name));
+        let cells = rows.next().unwrap().split('|').map(str::trim);
+        cells.map(str::to_owned).collect()
+    };
+    let number = |name: &str, i: usize| row(name)[i].parse::<f64>().unwrap();
+    let both = [number("| two ", 2), number("| first ", 2)];
+    assert!(both.iter().all(|n| *n > 0.0));
+    assert_eq!(both.iter().sum::<f64>(), f64::from(images));
+    let mean = (number("| two ", 4) + number("| first ", 4)) / 2.0;
+    assert!((number("| mean", 4) - mean).abs() < 0.006);
+    assert_eq!(number("| two ", 7), 33.33);
+}
