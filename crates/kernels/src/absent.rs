@@ -46,6 +46,26 @@ impl PackedLinear {
     }
 }
 
+/// A linear layer that trains.
+pub mod trained {
+    use crate::block::Linear;
+
+    /// Always an error.
+    pub fn linear(_: &[f32], _: &Linear<'_>) -> std::io::Result<Vec<f32>> {
+        super::none()
+    }
+
+    /// Always an error.
+    pub fn linear_grad(_: &[f32], _: &Linear<'_>) -> std::io::Result<Vec<f32>> {
+        super::none()
+    }
+
+    /// Always an error.
+    pub fn weight_grad(_: &[f32], _: &[f32], _: usize) -> std::io::Result<Vec<f32>> {
+        super::none()
+    }
+}
+
 /// The linear layers of a block.
 #[derive(Debug, Clone)]
 pub struct Layers {

@@ -9,7 +9,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, MetalStorage, Result, Shape,
     Tensor, bail,
 };
-use candlewick_kernels::bf16::PackedLinear;
+use candlewick_kernels::bf16::{PackedLinear, trained};
 use candlewick_kernels::{Precision, plain};
 
 use crate::ops;
@@ -25,7 +25,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Weights as they are in checkpoints. `precision` holds while they are frozen and on the CPU.
+    /// Weights as they are in checkpoints. `precision` is that of products on the CPU; what trains is kept in f32.
     pub fn new(weight: Tensor, bias: Tensor, precision: Precision) -> Self {
         Self {
             weight,
@@ -55,7 +55,9 @@ impl Linear {
             }
             (true, _) => {
                 let wanted = [&flat, &self.weight, &self.bias].map(Tensor::track_op);
-                flat.apply_op3(&self.weight, &self.bias, LinearOp { wanted })?
+                let bf16 = self.precision == Precision::Bf16;
+                let op = LinearOp { wanted, bf16 };
+                flat.apply_op3(&self.weight, &self.bias, op)?
             }
             (false, true) => {
                 let y = flat.apply_op2(&self.weight, FrozenMatmul)?;
@@ -162,10 +164,12 @@ impl CustomOp2 for FrozenMatmul {
     }
 }
 
-/// The same with the bias, in one pass, in f32 on the CPU.
+/// The same with the bias, in one pass, on the CPU.
 struct LinearOp {
     /// Which of `x`, `W` and `b` have a gradient to receive.
     wanted: [bool; 3],
+    /// Whether products are of bf16 values; sums, and everything that is kept, are in f32.
+    bf16: bool,
 }
 
 impl CustomOp3 for LinearOp {
@@ -191,7 +195,11 @@ impl CustomOp3 for LinearOp {
             weight: ops::slice(w, lw)?,
             bias: ops::slice(b, lb)?,
         };
-        let y = plain::linear(ops::slice(x, lx)?, &layer);
+        let x = ops::slice(x, lx)?;
+        let y = match self.bf16 {
+            true => trained::linear(x, &layer)?,
+            false => plain::linear(x, &layer),
+        };
         Ok((CpuStorage::F32(y), Shape::from((m, n))))
     }
 
@@ -215,9 +223,18 @@ impl CustomOp3 for LinearOp {
             self.wanted[i].then(tensor).transpose()
         };
         Ok((
-            of(0, x, &|| Ok(plain::linear_grad(slopes, &layer)))?,
+            of(0, x, &|| {
+                Ok(match self.bf16 {
+                    true => trained::linear_grad(slopes, &layer)?,
+                    false => plain::linear_grad(slopes, &layer),
+                })
+            })?,
             of(1, w, &|| {
-                Ok(plain::weight_grad(values(x).get()?, slopes, inputs))
+                let x = values(x);
+                Ok(match self.bf16 {
+                    true => trained::weight_grad(x.get()?, slopes, inputs)?,
+                    false => plain::weight_grad(x.get()?, slopes, inputs),
+                })
             })?,
             of(2, b, &|| Ok(plain::bias_grad(slopes, layer.bias.len())))?,
         ))

@@ -22,7 +22,7 @@ impl Vit {
         Ok(weights)
     }
 
-    /// The same network over variables, in f32 whatever the precision.
+    /// The same network over variables, which are in f32 whatever the precision of products.
     pub(crate) fn thawed(&self) -> Result<Thawed> {
         let mut weights = BTreeMap::new();
         for (name, tensor) in self.used()? {

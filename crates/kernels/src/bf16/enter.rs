@@ -4,15 +4,15 @@
 use std::ops::Range;
 
 use super::attention::PrefixGrad;
-use super::backward::{Turned, to_rows};
+use super::backward::{self, Turned};
 use super::forward::{self, add_to};
-use super::pack::Packed;
+use super::pack::{self, Packed};
 use super::product::product;
-use super::tile::Tiles;
+use super::tile::{COLS, Tile, Tiles, available};
 use super::{Group, Kept, PackedBlock, Workspace, padded};
 
-// Every block below is safe for one reason: a `Tiles` exists only where `available` found all features that the called
-// function is compiled for.
+// Every block below is safe for one reason: `available` found all features that the called function is compiled for, and a
+// `Tiles` exists only then.
 
 /// `W_qkv LN₁ x` of some rows.
 pub fn queries(block: &PackedBlock, x: &[f32], space: &mut Workspace, qkv: &mut [u16]) {
@@ -70,7 +70,7 @@ pub fn linear(
     if let Some(unit) = Tiles::new() {
         // SAFETY: see above.
         unsafe {
-            to_rows(x, inputs, rows, width);
+            backward::to_rows(x, inputs, rows, width);
             let (panels, steps) = (0..w.panels(), 0..w.steps);
             add_product(
                 &unit,
@@ -82,6 +82,42 @@ pub fn linear(
                 outputs,
             );
         }
+    }
+}
+
+/// `y + a B` for `a` in rows of bf16 values that are `width` apart, behind which there are [`SLACK`](super::product::SLACK) more.
+pub fn add(w: &Packed, a: &[u16], width: usize, y: &mut [f32], outputs: usize) {
+    let rows = y.len() / outputs;
+    let (panels, steps) = (0..w.panels(), 0..w.steps);
+    if let Some(unit) = Tiles::new() {
+        // SAFETY: see above.
+        unsafe { add_product(&unit, (a, width, rows), w, panels, steps, y, outputs) }
+    }
+}
+
+/// See [`to_rows`](super::backward::to_rows). Nothing is written where there are no tiles.
+pub fn to_rows(from: &[f32], dim: usize, to: &mut [u16], width: usize) {
+    if available() {
+        // SAFETY: see above.
+        unsafe { backward::to_rows(from, dim, to, width) }
+    }
+}
+
+/// See [`pack::transposed`], of all rows.
+pub fn transposed(rows: &[u16], width: usize, tiles: &mut [Tile]) {
+    if available() {
+        let row = |i: usize| &rows[i * width..(i + 1) * width];
+        // SAFETY: see above.
+        unsafe { pack::transposed(rows.len() / width, width, row, tiles) }
+    }
+}
+
+/// See [`pack::straight`], of the 32 columns from `first` on.
+pub fn straight(rows: &[u16], width: usize, first: usize, tiles: &mut [Tile]) {
+    if available() {
+        let row = |i: usize| &rows[i * width + first..][..COLS];
+        // SAFETY: see above.
+        unsafe { pack::straight(rows.len() / width, COLS, row, tiles) }
     }
 }
 

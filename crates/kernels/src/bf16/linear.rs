@@ -74,7 +74,7 @@ impl PackedLinear {
 }
 
 /// `x Wᵀ + b`, `ROWS` rows on a thread.
-fn rows(x: &[f32], inputs: usize, w: &Packed, bias: &[f32]) -> Vec<f32> {
+pub(super) fn rows(x: &[f32], inputs: usize, w: &Packed, bias: &[f32]) -> Vec<f32> {
     let outputs = bias.len();
     let mut y = bias.repeat(x.len() / inputs);
     y.par_chunks_mut(ROWS * outputs)

@@ -13,6 +13,7 @@ mod linear;
 mod pack;
 mod product;
 mod tile;
+pub mod trained;
 
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -3,8 +3,11 @@
 use memmap2::{Advice, MmapMut};
 use rayon::prelude::*;
 
-use super::lanes;
 use super::tile::{COLS, ROWS, Tile};
+use super::{WORKSPACE, enter, lanes, padded};
+
+/// Rows that a thread rounds at a time.
+const PIECE: usize = 64;
 
 /// A frozen matrix `W: (out, in)` for `x Wᵀ`: for each 32 outputs a panel of `2·steps` tiles. Sizes are padded with zeros.
 #[derive(Debug)]
@@ -23,6 +26,52 @@ impl Packed {
         inputs: usize,
         weight: impl Fn(usize, usize) -> f32 + Sync,
     ) -> std::io::Result<Self> {
+        Self::filled(outputs, inputs, |panel, tiles| {
+            for (i, tile) in tiles.iter_mut().enumerate() {
+                let (step, half) = (i / 2, i % 2);
+                for (at, value) in tile.0.iter_mut().enumerate() {
+                    let row = panel * 2 * ROWS + half * ROWS + at % COLS / 2;
+                    let column = step * COLS + at / COLS * 2 + at % 2;
+                    if row < outputs && column < inputs {
+                        *value = lanes::round(weight(row, column));
+                    }
+                }
+            }
+        })
+    }
+
+    /// `W` with rows of `inputs` values, of which `x Wᵀ` is to be made. Quicker than [`new`](Self::new).
+    pub fn of_rows(weight: &[f32], inputs: usize) -> std::io::Result<Self> {
+        let (outputs, width) = (weight.len() / inputs, padded(inputs));
+        Self::filled(outputs, inputs, |panel, tiles| {
+            let first = panel * 2 * ROWS;
+            let n = (outputs - first).min(2 * ROWS);
+            WORKSPACE.with_borrow_mut(|space| {
+                let rows = space.input.get::<u16>(n * width);
+                enter::to_rows(&weight[first * inputs..][..n * inputs], inputs, rows, width);
+                enter::transposed(rows, width, tiles);
+            });
+        })
+    }
+
+    /// `R` with rows of `width` values, of which `x R` is to be made: what is an input of [`new`](Self::new) is a row here.
+    pub fn of_columns(values: &[f32], width: usize) -> std::io::Result<Self> {
+        let (n, stride) = (values.len() / width, padded(width));
+        let mut rows = vec![0u16; n * stride];
+        rows.par_chunks_mut(PIECE * stride)
+            .zip(values.par_chunks(PIECE * width))
+            .for_each(|(to, from)| enter::to_rows(from, width, to, stride));
+        Self::filled(width, n, |panel, tiles| {
+            enter::straight(&rows, stride, panel * 2 * ROWS, tiles);
+        })
+    }
+
+    /// Panels filled by `fill(panel, tiles)`, from zeros.
+    fn filled(
+        outputs: usize,
+        inputs: usize,
+        fill: impl Fn(usize, &mut [Tile]) + Sync,
+    ) -> std::io::Result<Self> {
         let steps = inputs.div_ceil(COLS);
         let panels = outputs.div_ceil(2 * ROWS);
         let bytes = panels * 2 * steps * size_of::<Tile>();
@@ -31,20 +80,9 @@ impl Packed {
         let _ = pages.advise(Advice::HugePage);
         let tiles: &mut [Tile] = bytemuck::cast_slice_mut(&mut pages[..bytes]);
         tiles
-            .par_chunks_mut(2 * steps)
+            .par_chunks_mut((2 * steps).max(1))
             .enumerate()
-            .for_each(|(panel, tiles)| {
-                for (i, tile) in tiles.iter_mut().enumerate() {
-                    let (step, half) = (i / 2, i % 2);
-                    for (at, value) in tile.0.iter_mut().enumerate() {
-                        let row = panel * 2 * ROWS + half * ROWS + at % COLS / 2;
-                        let column = step * COLS + at / COLS * 2 + at % 2;
-                        if row < outputs && column < inputs {
-                            *value = lanes::round(weight(row, column));
-                        }
-                    }
-                }
-            });
+            .for_each(|(panel, tiles)| fill(panel, tiles));
         Ok(Self {
             pages,
             outputs,

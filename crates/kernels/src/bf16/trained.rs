@@ -1,0 +1,186 @@
+//! A linear layer that trains: the products of its forward and backward are of bf16 values on tiles, its weights and all sums in f32.
+//! Weights change with every step, so they are laid out for the tiles each time.
+
+use rayon::prelude::*;
+
+use super::linear::rows;
+use super::pack::Packed;
+use super::product::SLACK;
+use super::{WORKSPACE, available, enter, lanes, padded};
+use crate::block::Linear;
+
+/// Rows of a weight's gradient that a thread sums at a time.
+const PIECE: usize = 128;
+/// Rows that are turned at a time.
+const TILE: usize = 16;
+
+fn checked(width: usize, values: usize) -> std::io::Result<()> {
+    match available() && width > 0 && values > 0 && values.is_multiple_of(width) {
+        true => Ok(()),
+        false => Err(std::io::Error::other(format!(
+            "{values} values in rows of {width} are no matrix, or this processor has no AMX tiles for bf16"
+        ))),
+    }
+}
+
+/// `x Wᵀ + b`: `(M, in)` to `(M, out)`.
+pub fn linear(x: &[f32], layer: &Linear<'_>) -> std::io::Result<Vec<f32>> {
+    checked(layer.bias.len(), layer.weight.len())?;
+    let inputs = layer.weight.len() / layer.bias.len();
+    let packed = Packed::of_rows(layer.weight, inputs)?;
+    Ok(rows(x, inputs, &packed, layer.bias))
+}
+
+/// The gradient of [`linear`]'s input, `g W`: `(M, out)` to `(M, in)`.
+pub fn linear_grad(grad: &[f32], layer: &Linear<'_>) -> std::io::Result<Vec<f32>> {
+    let outputs = layer.bias.len();
+    checked(outputs, layer.weight.len())?;
+    let inputs = layer.weight.len() / outputs;
+    let packed = Packed::of_columns(layer.weight, inputs)?;
+    Ok(rows(grad, outputs, &packed, &vec![0f32; inputs]))
+}
+
+/// The gradient of [`linear`]'s weight, `gᵀ x`: of `(M, out)` and `(M, in)` to `(out, in)`.
+pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> std::io::Result<Vec<f32>> {
+    checked(inputs, x.len())?;
+    let m = x.len() / inputs;
+    checked(m, grad.len())?;
+    let (outputs, width) = (grad.len() / m, padded(m));
+    let packed = Packed::of_columns(x, inputs)?;
+    let mut out = vec![0f32; outputs * inputs];
+    out.par_chunks_mut(PIECE * inputs)
+        .enumerate()
+        .for_each(|(i, out)| {
+            let n = out.len() / inputs;
+            WORKSPACE.with_borrow_mut(|space| {
+                let turned = space.input.get::<u16>((n + SLACK) * width);
+                turn(
+                    grad,
+                    (m, outputs),
+                    i * PIECE,
+                    &mut turned[..n * width],
+                    width,
+                );
+                enter::add(&packed, turned, width, out, inputs);
+            });
+        });
+    Ok(out)
+}
+
+/// Columns of the `(m, n)` values in `from`, as many from `first` on as `to` has rows, as rows of bf16 values, `width` apart and padded
+/// with zeros.
+fn turn(from: &[f32], (m, n): (usize, usize), first: usize, to: &mut [u16], width: usize) {
+    let columns = to.len() / width;
+    for (j, rows) in from.chunks(TILE * n).enumerate() {
+        for (p, row) in rows.chunks_exact(n).enumerate() {
+            for (c, value) in row[first..first + columns].iter().enumerate() {
+                to[c * width + j * TILE + p] = lanes::round(*value);
+            }
+        }
+    }
+    for row in to.chunks_exact_mut(width) {
+        row[m..].fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plain;
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        (0..n)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn rounded(x: &[f32]) -> Vec<f32> {
+        let kept = |x: &f32| f32::from_bits(u32::from(lanes::round(*x)) << 16);
+        x.iter().map(kept).collect()
+    }
+
+    /// f32's products of the rounded values, whose sums differ in their order alone.
+    fn near(what: &str, got: &[f32], want: &[f32], terms: usize) {
+        assert_eq!(got.len(), want.len());
+        for (i, (a, b)) in got.iter().zip(want).enumerate() {
+            let bound = 1e-6 * (terms as f32 + 10.0);
+            assert!((a - b).abs() < bound, "{what} {i}: {a} {b}");
+        }
+    }
+
+    /// Over sizes around those of tiles and pieces.
+    #[test]
+    fn products_are_those_of_rounded_values() {
+        if !available() {
+            return println!("left out: no AMX tiles");
+        }
+        for (m, k, n) in [
+            (1, 1, 1),
+            (3, 48, 144),
+            (17, 31, 33),
+            (16, 32, 64),
+            (65, 130, 129),
+            (197, 64, 257),
+        ] {
+            let (x, w, bias, g) = (
+                noise(m * k, 1),
+                noise(n * k, 2),
+                noise(n, 3),
+                noise(m * n, 4),
+            );
+            let layer = |weight| Linear {
+                weight,
+                bias: &bias,
+            };
+            let (rx, rw, rg) = (rounded(&x), rounded(&w), rounded(&g));
+            let got = linear(&x, &layer(&w)).unwrap();
+            near("forward", &got, &plain::linear(&rx, &layer(&rw)), k);
+            let got = linear_grad(&g, &layer(&w)).unwrap();
+            near("input", &got, &plain::linear_grad(&rg, &layer(&rw)), n);
+            let got = weight_grad(&x, &g, k).unwrap();
+            near("weight", &got, &plain::weight_grad(&rx, &rg, k), m);
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        if !available() {
+            return println!("left out: no AMX tiles");
+        }
+        let (m, k, n) = (197, 70, 300);
+        let (x, w, bias, g) = (
+            noise(m * k, 1),
+            noise(n * k, 2),
+            noise(n, 3),
+            noise(m * n, 4),
+        );
+        let layer = Linear {
+            weight: &w,
+            bias: &bias,
+        };
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.unwrap().install(|| {
+                let all = (
+                    linear(&x, &layer),
+                    linear_grad(&g, &layer),
+                    weight_grad(&x, &g, k),
+                );
+                (all.0.unwrap(), all.1.unwrap(), all.2.unwrap())
+            })
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn what_is_no_matrix_is_refused() {
+        assert!(weight_grad(&[0.0; 5], &[0.0; 4], 3).is_err());
+        assert!(weight_grad(&[], &[], 3).is_err());
+    }
+}
