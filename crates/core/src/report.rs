@@ -17,7 +17,7 @@ pub const SCHEMA: u32 = 1;
 /// What the numbers of this version are of. Raised by hand, in the commit that does it, whenever the same recipe and seed come to
 /// give other accuracies than before: by other rounding, another order of draws, or a mistake put right. Versions that share
 /// it may be compared.
-pub const NUMERICS: u32 = 1;
+pub const NUMERICS: u32 = 2;
 
 /// One test image after the last task.
 #[derive(Debug, Clone, PartialEq)]

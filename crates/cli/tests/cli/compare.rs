@@ -103,7 +103,7 @@ fn other_numerics_and_a_report_from_before_them() {
     lab.write("before/report.json", report.to_string());
     let text = shown(&lab, "compare now later before");
     for line in [
-        "- `a` numerics: 1 (row 1)",
+        "- `a` numerics: 2 (row 1)",
         "- `b` numerics: 99 (row 2)",
         "` numerics: not known of ",
     ] {
@@ -111,7 +111,7 @@ fn other_numerics_and_a_report_from_before_them() {
     }
     let text = shown(&lab, "report now later");
     assert!(
-        text.contains("NOT COMPARABLE") && text.contains("  numerics: 1 | 99"),
+        text.contains("NOT COMPARABLE") && text.contains("  numerics: 2 | 99"),
         "{text}"
     );
 }

@@ -121,6 +121,14 @@ pub fn straight(rows: &[u16], width: usize, first: usize, tiles: &mut [Tile]) {
     }
 }
 
+/// See [`pack::turned`].
+pub fn turned(from: &[f32], sizes: (usize, usize), first: usize, to: &mut [u16], width: usize) {
+    if available() {
+        // SAFETY: see above.
+        unsafe { pack::turned(from, sizes, first, to, width) }
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_product(
     unit: &Tiles,

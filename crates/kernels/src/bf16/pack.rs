@@ -162,6 +162,32 @@ pub fn straight<'a>(n: usize, width: usize, row: impl Fn(usize) -> &'a [u16], ti
     }
 }
 
+/// Columns of the `(m, n)` values in `from`, as many from `first` on as `to` has rows, as rows of bf16 values that are `width` apart and
+/// padded with zeros.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn turned(from: &[f32], (m, n): (usize, usize), first: usize, to: &mut [u16], width: usize) {
+    let columns = to.len() / width;
+    let part = |row: usize, column: usize| match row < m {
+        true => &from[row * n + first + column..][..(columns - column).min(ROWS)],
+        false => &[],
+    };
+    for row in (0..width).step_by(COLS) {
+        for column in (0..columns).step_by(ROWS) {
+            let mut rows = [lanes::no_pairs(); ROWS];
+            for (i, pairs) in rows.iter_mut().enumerate() {
+                let even = lanes::load(part(row + 2 * i, column));
+                let odd = lanes::load(part(row + 2 * i + 1, column));
+                *pairs = lanes::interleave(even, odd);
+            }
+            let lines = lanes::transpose(rows).into_iter();
+            for (c, pairs) in lines.enumerate().take(columns - column) {
+                let (line, _) = to[(column + c) * width + row..].as_chunks_mut::<COLS>();
+                lanes::store_pairs(&mut line[0], pairs);
+            }
+        }
+    }
+}
+
 /// Tiles that [`transposed`] or [`straight`] fill for `rows` by `width`.
 pub fn tiles_of(rows: usize, width: usize) -> usize {
     rows.div_ceil(32) * width.div_ceil(32) * 2

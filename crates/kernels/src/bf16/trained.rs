@@ -6,13 +6,11 @@ use rayon::prelude::*;
 use super::linear::rows;
 use super::pack::Packed;
 use super::product::SLACK;
-use super::{WORKSPACE, available, enter, lanes, padded};
+use super::{WORKSPACE, available, enter, padded};
 use crate::block::Linear;
 
 /// Rows of a weight's gradient that a thread sums at a time.
 const PIECE: usize = 128;
-/// Rows that are turned at a time.
-const TILE: usize = 16;
 
 fn checked(width: usize, values: usize) -> std::io::Result<()> {
     match available() && width > 0 && values > 0 && values.is_multiple_of(width) {
@@ -54,37 +52,17 @@ pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> std::io::Result<Ve
             let n = out.len() / inputs;
             WORKSPACE.with_borrow_mut(|space| {
                 let turned = space.input.get::<u16>((n + SLACK) * width);
-                turn(
-                    grad,
-                    (m, outputs),
-                    i * PIECE,
-                    &mut turned[..n * width],
-                    width,
-                );
+                let to = &mut turned[..n * width];
+                enter::turned(grad, (m, outputs), i * PIECE, to, width);
                 enter::add(&packed, turned, width, out, inputs);
             });
         });
     Ok(out)
 }
 
-/// Columns of the `(m, n)` values in `from`, as many from `first` on as `to` has rows, as rows of bf16 values, `width` apart and padded
-/// with zeros.
-fn turn(from: &[f32], (m, n): (usize, usize), first: usize, to: &mut [u16], width: usize) {
-    let columns = to.len() / width;
-    for (j, rows) in from.chunks(TILE * n).enumerate() {
-        for (p, row) in rows.chunks_exact(n).enumerate() {
-            for (c, value) in row[first..first + columns].iter().enumerate() {
-                to[c * width + j * TILE + p] = lanes::round(*value);
-            }
-        }
-    }
-    for row in to.chunks_exact_mut(width) {
-        row[m..].fill(0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::lanes;
     use super::*;
     use crate::plain;
 

@@ -6,6 +6,7 @@ use candle_core::{Tensor, Var};
 use candlewick_core::{Backbone, Cue, NoPrompt, Outputs, Thawed};
 use candlewick_vit::{Options, Vit};
 
+use crate::near::{assert_near, precisions};
 use crate::{fixture, heads, load, save, tensors, timm_weights};
 
 fn thawed(options: Options) -> Thawed {
@@ -89,6 +90,33 @@ fn checkpoints_change_no_loss_and_no_gradient() {
             for (g, w) in got.iter().zip(want) {
                 assert!((g - f32::from_bits(*w)).abs() <= 1e-5 * size, "{name}");
             }
+        }
+    }
+}
+
+/// Products of bf16 values, forward and backward, whether activations are kept or not.
+#[test]
+fn a_backbone_that_trains_in_bf16_has_about_the_gradients_of_f32() {
+    let images = &tensors("vit_timm/data.safetensors")["in.images"];
+    let exact = thawed(heads(4));
+    let want = loss(&exact, images, Outputs::All).backward().unwrap();
+    for precision in precisions() {
+        let rounded = thawed(Options {
+            precision,
+            ..heads(4)
+        });
+        let few = thawed(Options {
+            precision,
+            ..checkpointed()
+        });
+        let value = loss(&rounded, images, Outputs::All);
+        let got = value.backward().unwrap();
+        let again = loss(&few, images, Outputs::All);
+        assert_eq!(bits(&value), bits(&again));
+        assert!(gradients(&rounded, &value) == gradients(&few, &again));
+        for (name, var) in &rounded.weights {
+            let want = want.get(&exact.weights[name]).unwrap();
+            assert_near(name, got.get(var).unwrap(), want);
         }
     }
 }
