@@ -51,7 +51,8 @@ fn csv_is_read_back_as_it_was() {
     assert_eq!(&rows[0][at("last_accuracy_micro_marks")], "a");
     assert_eq!(&rows[1][at("last_accuracy_micro_marks")], "b");
     assert_eq!(&rows[1][at("last_accuracy_micro_std")], "");
-    assert_eq!(&rows[1][at("numerics")], "1");
+    let numerics = candlewick_core::report::NUMERICS.to_string();
+    assert_eq!(&rows[1][at("numerics")], numerics);
 }
 
 #[test]
