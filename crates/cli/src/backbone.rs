@@ -94,6 +94,8 @@ pub struct Second {
     pub located: Located,
     /// Blocks, where not all are used.
     depth: Option<usize>,
+    /// Number of frozen weights.
+    pub parameters: usize,
     pub booster: Booster,
 }
 
@@ -120,6 +122,7 @@ impl Second {
         let first = (preprocess.mean, preprocess.std);
         Ok(Self {
             depth: table.depth,
+            parameters: vit.spec().parameters,
             booster: Booster::new(Arc::new(vit), first, (own.mean, own.std)),
             located,
         })

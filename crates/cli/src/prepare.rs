@@ -217,7 +217,7 @@ impl Plan {
 
     pub fn fingerprint(&self, loaded: &Loaded) -> Fingerprint {
         Fingerprint {
-            backbone: self.recipe.backbone.label(),
+            backbone: self.recipe.backbones(),
             weights: loaded.located.sha256.clone(),
             text: loaded.located.text.as_ref().map(|text| text.sha256.clone()),
             booster: loaded.booster.as_ref().map(Second::fingerprint),

@@ -137,6 +137,17 @@ impl Recipe {
         name.unwrap_or_default()
     }
 
+    /// What names its backbone in reports, with the second one of a method that has two.
+    pub fn backbones(&self) -> String {
+        let wanted = || self.method("").is_ok_and(|m| m.wants_booster());
+        match &self.booster {
+            Some(booster) if wanted() => {
+                format!("{} with {}", self.backbone.label(), booster.label())
+            }
+            _ => self.backbone.label(),
+        }
+    }
+
     /// Whether its method reads class names.
     pub fn reads_texts(&self) -> bool {
         self.method("").is_ok_and(|method| method.reads_texts())

@@ -343,7 +343,8 @@ fn take_up(
 /// The report of an outcome, whose cost is completed.
 pub fn report(plan: &Plan, loaded: &Loaded, stream: &Stream, outcome: &mut Outcome) -> Report {
     outcome.cost.images_skipped = plan.loader.skipped().len() as u64;
-    outcome.cost.backbone_parameters = loaded.vit.spec().parameters as u64;
+    let booster = loaded.booster.as_ref().map_or(0, |b| b.parameters);
+    outcome.cost.backbone_parameters = (loaded.vit.spec().parameters + booster) as u64;
     let name = plan.method.about().name;
     Report::new(name, stream, outcome, plan.fingerprint(loaded))
 }

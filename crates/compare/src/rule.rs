@@ -111,9 +111,11 @@ impl Aspect {
     /// The same for a reader: hashes short.
     fn shown(self, report: &Report) -> String {
         match (self, self.of(report)) {
-            (Self::Weights | Self::Pixels | Self::Split | Self::ClassOrder, Some(hash)) => {
-                short(&hash)
+            (Self::Weights, Some(hashes)) => {
+                let each: Vec<String> = hashes.split(" with ").map(short).collect();
+                each.join(" with ")
             }
+            (Self::Pixels | Self::Split | Self::ClassOrder, Some(hash)) => short(&hash),
             (Self::Numerics, None) => format!("not known of {}", report.fingerprint.code),
             (_, value) => value.unwrap_or_default(),
         }

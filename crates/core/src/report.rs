@@ -53,7 +53,7 @@ pub struct Cost {
 /// Everything two runs must share for their numbers to be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Name or path of the backbone, as the recipe has it.
+    /// Name or path of the backbone, as the recipe has it; of a method that has two, of both.
     pub backbone: String,
     /// SHA-256 of the weight file.
     pub weights: String,

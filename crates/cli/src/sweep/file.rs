@@ -129,7 +129,7 @@ impl Sweep {
                                 .with_context(|| row.origin.clone())?;
                             let recipe = Recipe::from_table(table, &row.origin)?;
                             let variant = Variant {
-                                backbone: recipe.backbone.label(),
+                                backbone: recipe.backbones(),
                                 stream: words(&stream),
                                 method: recipe.method_name().to_owned(),
                                 name: row.name.clone(),

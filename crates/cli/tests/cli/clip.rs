@@ -122,6 +122,8 @@ fn methods_of_class_names_run_to_their_end() {
             booster.is_some_and(|b| b.ends_with(", 2 blocks")),
             name == "promptfusion"
         );
+        let of = report["fingerprint"]["backbone"].as_str().unwrap();
+        assert_eq!(of == "clip-micro with vit-micro", booster.is_some(), "{of}");
         if name == "continual-clip" {
             let rows: Vec<Vec<f64>> =
                 serde_json::from_value(report["accuracy_matrix"].clone()).unwrap();
