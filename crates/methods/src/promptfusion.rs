@@ -23,16 +23,17 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::ops::{log_softmax, sigmoid};
 use candlewick_core::language::unit;
 use candlewick_core::{
-    Backbone, Batch, Cue, Error, Exemplars, Frozen, Head, Init, Injection, Language, Method, Op,
-    Optimizer, Outputs, Params, Position, Progress, Prompt, Result, Session, Site, Span, State,
-    Task, TaskInfo, Tokens, Train,
+    Backbone, Batch, Error, Exemplars, Frozen, Head, Init, Language, Method, Optimizer, Params,
+    Position, Progress, Result, Session, Site, State, Task, TaskInfo, Train,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::booster::Booster;
 use crate::class_texts::{arrive, language};
 use crate::context::Names;
 use crate::exemplars::{Kept, Memory};
 use crate::gate::{Gate, Gating};
+use crate::shared_tokens::Shared;
 
 /// Before the names of parameters.
 const NAME: &str = "fusion.";
@@ -96,36 +97,6 @@ pub enum Pixels {
     Stabilizer,
 }
 
-/// The second backbone, which looks at the pictures of the first.
-#[derive(Clone)]
-pub struct Booster {
-    backbone: Arc<dyn Backbone>,
-    /// `x · scale + shift`, channel by channel, makes its pixels of those of the first.
-    scale: [f32; 3],
-    shift: [f32; 3],
-}
-
-/// Mean and standard deviation of each channel.
-pub type MeanStd = ([f64; 3], [f64; 3]);
-
-impl Booster {
-    /// For images of the same size as the first, whose pixels are prepared by `first`, its own by `own`.
-    pub fn new(backbone: Arc<dyn Backbone>, first: MeanStd, own: MeanStd) -> Self {
-        let ((m1, s1), (m2, s2)) = (first, own);
-        Self {
-            backbone,
-            scale: std::array::from_fn(|c| (s1[c] / s2[c]) as f32),
-            shift: std::array::from_fn(|c| ((m1[c] - m2[c]) / s2[c]) as f32),
-        }
-    }
-
-    /// With pixels that are prepared alike.
-    pub fn same(backbone: Arc<dyn Backbone>) -> Self {
-        let plain = ([0.0; 3], [1.0; 3]);
-        Self::new(backbone, plain, plain)
-    }
-}
-
 impl PromptFusion {
     /// Checks ranges by key.
     pub fn check(&self) -> Result<()> {
@@ -178,7 +149,7 @@ impl PromptFusion {
         let mut params = Params::seeded(seed, backbone.device());
         let shape = [self.image_prompts, backbone.spec().dim];
         let image = params.create("image_prompts", &shape, Init::Normal { std: 1.0 })?;
-        let dim = booster.backbone.spec().dim;
+        let dim = booster.backbone().spec().dim;
         let (low, high) = (-1.0, 1.0);
         let shape = [self.booster_prompts, dim];
         let boost = params.create("booster_prompts", &shape, Init::Uniform { low, high })?;
@@ -217,58 +188,6 @@ impl PromptFusion {
             steps: 0,
             current: None,
         })
-    }
-}
-
-/// Tokens that are the same for all images and stay to the end.
-struct Shared {
-    /// `(n, D)`.
-    values: Tensor,
-    site: Site,
-    position: Position,
-    /// Whether outputs are wanted as they are before the last norm.
-    before_norm: bool,
-}
-
-impl Prompt for Shared {
-    fn inject(&self, site: Site, tokens: &Tensor, cue: &Cue) -> Result<Injection> {
-        if site != self.site {
-            return Ok(Injection::default());
-        }
-        let (n, dim) = self.values.dims2()?;
-        let values = match cue.train {
-            true => self.values.clone(),
-            false => self.values.detach(),
-        };
-        let tokens = Tokens {
-            values: values.unsqueeze(0)?.expand((tokens.dim(0)?, n, dim))?,
-            span: Span::ToTheEnd,
-            position: self.position,
-        };
-        Ok(Injection {
-            tokens: Some(tokens),
-            ..Injection::default()
-        })
-    }
-
-    fn tunes(&self, op: Op) -> bool {
-        self.before_norm && op == Op::Norm
-    }
-
-    fn tune(&self, _: Op, input: &Tensor, _: Tensor, _: &Cue) -> Result<Tensor> {
-        Ok(input.clone())
-    }
-}
-
-impl Shared {
-    /// The mean of their outputs, `(B, D)`.
-    fn mean(&self, backbone: &dyn Backbone, images: &Tensor, train: bool) -> Result<Tensor> {
-        let cue = Cue {
-            train,
-            outputs: Outputs::Head,
-            ..Cue::default()
-        };
-        backbone.forward(images, self, &cue)?.prompt_mean()
     }
 }
 
@@ -359,19 +278,11 @@ impl Fusion {
     fn boosted(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let images = match self.config.pixels {
             Pixels::Stabilizer => images.clone(),
-            Pixels::Own => {
-                let device = images.device();
-                let channels = |v: &[f32; 3]| Tensor::from_slice(v, (1, 3, 1, 1), device);
-                let (scale, shift) = (
-                    channels(&self.booster.scale)?,
-                    channels(&self.booster.shift)?,
-                );
-                images.broadcast_mul(&scale)?.broadcast_add(&shift)?
-            }
+            Pixels::Own => self.booster.pixels(images)?,
         };
-        let backbone = self.booster.backbone.as_ref();
-        self.head
-            .logits(&self.boost.mean(backbone, &images, train)?)
+        let backbone = self.booster.backbone();
+        let read = self.boost.mean(backbone, &images, train)?;
+        self.head.logits(&read)
     }
 
     /// `(1 − σ(λ)) z^s + σ(λ) z^b`.
