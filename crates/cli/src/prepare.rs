@@ -296,7 +296,9 @@ impl Plan {
     /// Sizes of the second backbone, where there is one and they are known.
     pub fn booster_spec(&self, outlook: &Outlook) -> Result<Option<Spec>> {
         match (&outlook.booster, &self.recipe.booster) {
-            (Some(booster), Some(table)) => booster.spec(&self.recipe, table, self.image_size()?),
+            (Some(booster), Some(table)) => booster
+                .spec(&self.recipe, table, self.image_size()?)
+                .context("[booster]"),
             _ => Ok(None),
         }
     }

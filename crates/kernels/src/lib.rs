@@ -22,6 +22,8 @@ pub mod bf16;
 pub mod bf16;
 mod block;
 mod buffer;
+#[cfg(test)]
+mod noise;
 pub mod plain;
 mod precision;
 pub mod rows;

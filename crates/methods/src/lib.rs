@@ -9,6 +9,7 @@ pub mod alignment;
 pub mod aper;
 pub mod attend;
 pub mod attention_adapter;
+pub mod balance;
 pub mod booster;
 pub mod choice;
 pub mod class_attention;

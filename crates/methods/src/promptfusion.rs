@@ -19,8 +19,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{D, DType, Tensor};
-use candle_nn::ops::{log_softmax, sigmoid};
+use candle_core::{DType, Tensor};
+use candle_nn::ops::sigmoid;
 use candlewick_core::language::unit;
 use candlewick_core::{
     Backbone, Batch, Error, Exemplars, Frozen, Head, Init, Language, Method, Optimizer, Params,
@@ -28,6 +28,7 @@ use candlewick_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::balance::{self, Balance, Weights};
 use crate::booster::Booster;
 use crate::class_texts::{arrive, language};
 use crate::context::Names;
@@ -62,17 +63,6 @@ pub struct PromptFusion {
     /// What the booster sees.
     #[serde(default)]
     pub pixels: Pixels,
-}
-
-/// What the weights of the loss belong to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Weights {
-    /// A class.
-    #[default]
-    Class,
-    /// A place in the batch and a class.
-    Slot,
 }
 
 /// What stands between context and name.
@@ -183,7 +173,7 @@ impl PromptFusion {
             kept: self.memory.build(seed)?,
             tasks: Vec::new(),
             classes: 0,
-            weights: None,
+            balance: None,
             rows: OnceLock::new(),
             steps: 0,
             current: None,
@@ -222,8 +212,8 @@ pub struct Fusion {
     kept: Kept,
     tasks: Vec<Part>,
     classes: usize,
-    /// `β` and `α`; none in the first task.
-    weights: Option<[Tensor; 2]>,
+    /// None in the first task.
+    balance: Option<Balance>,
     /// Texts of all classes as they are now, for predictions.
     rows: OnceLock<Tensor>,
     /// Steps of the task.
@@ -249,7 +239,7 @@ impl Fusion {
                 (z, Some(opened.loss))
             }
         };
-        let loss = self.balanced(&z, &batch.labels, task)?;
+        let loss = balance::loss(&z, &batch.labels, self.balance.as_ref())?;
         Ok(match own {
             Some(own) => (loss + own)?,
             None => loss,
@@ -296,33 +286,6 @@ impl Fusion {
         Ok(sum?)
     }
 
-    /// `−w_y log softmax(z)_y`, mean over the batch.
-    fn balanced(&self, z: &Tensor, labels: &[u32], task: &TaskInfo) -> Result<Tensor> {
-        let n = labels.len();
-        if let Some(label) = labels.iter().find(|label| **label as usize >= self.classes) {
-            return Err(Error::State {
-                problem: format!(
-                    "label {label} is not among the {} classes seen",
-                    self.classes
-                ),
-            });
-        }
-        let target = Tensor::from_slice(labels, n, z.device())?;
-        let column = target.unsqueeze(1)?;
-        let log_p = log_softmax(z, D::Minus1)?.gather(&column, 1)?.squeeze(1)?;
-        let Some([old, new]) = &self.weights else {
-            return Ok(log_p.mean_all()?.neg()?);
-        };
-        let half = task.index as f64 / 2.0;
-        let old = (sigmoid(old)?.recip()? * half)?;
-        let all = Tensor::cat(&[old, sigmoid(new)?], D::Minus1)?;
-        let own = match self.config.weights {
-            Weights::Class => all.index_select(&target, 0)?,
-            Weights::Slot => all.narrow(0, 0, n)?.gather(&column, 1)?.squeeze(1)?,
-        };
-        Ok((log_p * own)?.mean_all()?.neg()?)
-    }
-
     /// Texts `(classes, E)`, each of length 1.
     fn texts(&self, train: bool) -> Result<Tensor> {
         let last = self.tasks.len().saturating_sub(1);
@@ -366,39 +329,6 @@ impl Fusion {
         Names::new(self.language.as_ref(), texts, length)
     }
 
-    /// `β` and `α` of a task that is not the first.
-    fn weigh(&mut self, task: &TaskInfo) -> Result<()> {
-        let (t, before, new) = (task.index, task.classes.start, task.classes.len());
-        let (slots, params) = (self.train.batch, &mut self.params);
-        self.weights = match self.config.weights {
-            Weights::Class if t == 0 => None,
-            Weights::Class => Some([
-                params.create(&format!("beta.{t}"), &[before], Init::Ones)?,
-                params.create(&format!("alpha.{t}"), &[new], Init::Ones)?,
-            ]),
-            Weights::Slot if t == 0 => {
-                params.create("alpha", &[slots, new], Init::Ones)?;
-                None
-            }
-            Weights::Slot => {
-                let alpha = params.get("alpha")?;
-                let first = alpha.dim(1)?;
-                if first != new {
-                    return Err(Error::setting(
-                        "method.weights",
-                        format!(
-                            "\"slot\" has one α for all tasks, which is of {first} classes, and task {} has {new}; take \"class\" for tasks of unequal size",
-                            t + 1
-                        ),
-                    ));
-                }
-                let beta = params.create(&format!("beta.{t}"), &[slots, before], Init::Ones)?;
-                Some([beta, alpha])
-            }
-        };
-        Ok(())
-    }
-
     /// `e` of the plain stabiliser, what exemplars are herded by.
     fn embedded(&self, batch: &Batch) -> Result<Tensor> {
         Ok(self.language.images(&self.frozen.query(batch)?)?.detach())
@@ -417,7 +347,8 @@ impl Method for Fusion {
     fn begin_task(&mut self, task: &TaskInfo) -> Result<()> {
         arrive(task, self.classes)?;
         let names = self.names(task)?;
-        self.weigh(task)?;
+        let slots = self.train.batch;
+        self.balance = Balance::of(self.config.weights, task, slots, &mut self.params)?;
         let width = self.language.spec().width;
         let shape = [task.classes.len(), self.config.length, width];
         let name = format!("context.{}", task.index);

@@ -64,19 +64,8 @@ pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> std::io::Result<Ve
 mod tests {
     use super::super::lanes;
     use super::*;
+    use crate::noise::noise;
     use crate::plain;
-
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..n)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn rounded(x: &[f32]) -> Vec<f32> {
         let kept = |x: &f32| f32::from_bits(u32::from(lanes::round(*x)) << 16);

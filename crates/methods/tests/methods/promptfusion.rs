@@ -2,9 +2,10 @@
 
 use candle_core::{Device, Tensor};
 use candlewick_core::{Batch, Method, Params, Result, Session, State, TaskInfo, Train, View};
+use candlewick_methods::balance::Weights;
 use candlewick_methods::exemplars::{Choice, Memory};
 use candlewick_methods::gate::{AtTest, Gate, Gating, OldGate};
-use candlewick_methods::promptfusion::{Filler, Fusion, Pixels, Weights};
+use candlewick_methods::promptfusion::{Filler, Fusion, Pixels};
 use candlewick_methods::{Booster, PromptFusion, conformance};
 use candlewick_vit::Precision;
 
