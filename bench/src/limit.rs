@@ -65,7 +65,7 @@ pub fn bf16() -> Option<f64> {
         let done = rayon::broadcast(|_| candlewick_kernels::bf16::busy(1 << 18));
         match done.into_iter().sum::<Option<u64>>() {
             Some(done) => Ok(done as f64),
-            None => anyhow::bail!("no tiles"),
+            None => anyhow::bail!("no bf16 products"),
         }
     };
     best(work).ok()

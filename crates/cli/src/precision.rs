@@ -48,7 +48,7 @@ mod tests {
 
     use super::*;
 
-    /// A processor without AMX cannot be had at will; another device is refused in the same place.
+    /// A processor without bf16 cannot be had at will; another device is refused in the same place.
     #[test]
     fn bf16_where_it_cannot_be_names_the_key() {
         let elsewhere = Device::Cuda(CudaDevice);
@@ -57,6 +57,7 @@ mod tests {
             "precision: ",
             "bf16",
             "AMX",
+            "AVX-512 BF16",
             "found a GPU as the device",
             "set \"f32\"",
         ] {

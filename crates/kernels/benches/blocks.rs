@@ -80,7 +80,7 @@ fn blocks(c: &mut Criterion) {
                 ))
             });
         });
-        // Only where there are tiles.
+        // Only where the processor has it.
         if let Ok(block) = candlewick_kernels::bf16::PackedBlock::new(&weights) {
             group.bench_function("bf16 forward", |b| {
                 b.iter(|| black_box(block.forward(&x, shape, None, false)));

@@ -1,4 +1,4 @@
-//! In place of `bf16` where there are no tiles: the same names, of which nothing can be made.
+//! In place of `bf16` where it cannot be: the same names, of which nothing can be made.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub fn busy(_: usize) -> Option<u64> {
 
 fn none<T>() -> std::io::Result<T> {
     Err(std::io::Error::other(
-        "this processor has no AMX tiles for bf16",
+        "no bf16 products on this kind of system",
     ))
 }
 

@@ -5,7 +5,7 @@
 pub enum Precision {
     /// f32 throughout, on any processor.
     F32,
-    /// Products of bf16 values (8 bits of mantissa) summed in f32, on AMX.
+    /// Products of bf16 values (8 bits of mantissa) summed in f32, on AMX or AVX-512 BF16.
     Bf16,
 }
 

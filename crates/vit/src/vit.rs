@@ -47,7 +47,7 @@ pub enum Precision {
     Auto,
     /// f32 throughout.
     F32,
-    /// bf16 products, summed in f32, on processors with AMX.
+    /// bf16 products, summed in f32, on processors with AMX or AVX-512 BF16.
     Bf16,
 }
 
@@ -61,7 +61,7 @@ impl Precision {
             Self::Bf16 => Err(Error::Option {
                 key: "precision",
                 problem: format!(
-                    "bf16 needs a CPU with AMX under Linux 5.16 or later, found {}; set \"f32\" or \"auto\"",
+                    "bf16 needs Linux on a CPU with AMX (and Linux 5.16 or later) or AVX-512 BF16, found {}; set \"f32\" or \"auto\"",
                     match device.is_cpu() {
                         true => "a CPU or a system without it",
                         false => "a GPU as the device",

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::Group;
 use super::lanes::{self, LANES, Pairs};
 use super::pack::{straight, tiles_of, transposed};
-use super::tile::{ROWS, Scratch, Tile, Tiles};
+use super::tile::{ROWS, Scratch, Tile};
+use super::unit::Unit;
 
 use crate::buffer::Buffer;
 
@@ -86,7 +87,7 @@ fn prefix_rows<'a>(
 /// read, rows are counted among those that are.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn forward(
-    unit: &Tiles,
+    unit: &Unit,
     heads: &Heads<'_>,
     group: &Group<'_>,
     rows: Range<usize>,
@@ -166,7 +167,7 @@ pub fn forward(
                     *scale = softmax(s, keys, factor, p);
                 }
                 for (panel, v) in v.chunks_exact(wide / 32 * 2).take(tall / 32).enumerate() {
-                    half_or_whole(unit, n, weights, wide, v, &mut c.0, 32);
+                    unit.multiply(n, weights, wide, v, &mut c.0, 32);
                     let from = panel * 32;
                     let valid = (head - from).min(32);
                     for (r, scale) in scale[..n].iter().enumerate() {
@@ -187,27 +188,11 @@ pub fn forward(
     }
 }
 
-/// `A B` for at most 32 rows of `A`.
-#[inline]
-fn half_or_whole(
-    unit: &Tiles,
-    rows: usize,
-    a: &[u16],
-    stride: usize,
-    b: &[Tile],
-    c: &mut [f32],
-    row: usize,
-) {
-    match rows > ROWS {
-        true => unit.multiply(a, stride, b, c, row),
-        false => unit.multiply_half(a, stride, b, c, row),
-    }
-}
-
 /// Rows times all panels of `b`, side by side in `out`.
 #[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn strip(
-    unit: &Tiles,
+    unit: &Unit,
     a: &[u16],
     stride: usize,
     rows: usize,
@@ -218,7 +203,7 @@ fn strip(
     let panels = wide / 32;
     let tiles = b.len() / panels;
     for (panel, b) in b.chunks_exact(tiles).enumerate() {
-        half_or_whole(unit, rows, a, stride, b, &mut out[panel * 32..], wide);
+        unit.multiply(rows, a, stride, b, &mut out[panel * 32..], wide);
     }
 }
 
@@ -257,7 +242,7 @@ pub type PrefixGrad<'a> = (&'a mut [f32], &'a mut [f32]);
 #[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn backward(
-    unit: &Tiles,
+    unit: &Unit,
     heads: &Heads<'_>,
     group: &Group<'_>,
     space: &mut Space,
@@ -350,7 +335,7 @@ pub fn backward(
                 }
                 if tokens {
                     for (panel, k) in k.chunks_exact(wide / 32 * 2).enumerate() {
-                        half_or_whole(unit, rows, strip_grad, wide, k, &mut c.0, 32);
+                        unit.multiply(rows, strip_grad, wide, k, &mut c.0, 32);
                         let at = heads_at(heads, 0, h) + panel * 32;
                         let valid = (head - panel * 32).min(32);
                         for r in 0..rows {
@@ -368,7 +353,7 @@ pub fn backward(
                 for row in (0..count).step_by(STRIP) {
                     let rows = (count - row).min(STRIP);
                     for (panel, b) in b.chunks_exact(tall / 32 * 2).enumerate() {
-                        half_or_whole(unit, rows, &turned[row * tall..], tall, b, &mut c.0, 32);
+                        unit.multiply(rows, &turned[row * tall..], tall, b, &mut c.0, 32);
                         let valid = (head - panel * 32).min(32);
                         for r in 0..rows {
                             let j = row + r;

@@ -4,7 +4,7 @@ use super::forward::{add_to, four, moments, to_bf16};
 use super::lanes::{self, LANES};
 use super::pack::Packed;
 use super::product::{SLACK, product};
-use super::tile::Tiles;
+use super::unit::Unit;
 use crate::block::{Activation, rows_first};
 
 use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, padded};
@@ -36,7 +36,7 @@ impl<'a> Turned<'a> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn group(
         &self,
-        unit: &Tiles,
+        unit: &Unit,
         x: &[f32],
         grad: &mut [f32],
         out: Option<&mut [f32]>,

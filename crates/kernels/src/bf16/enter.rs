@@ -8,15 +8,23 @@ use super::backward::{self, Turned};
 use super::forward::{self, add_to};
 use super::pack::{self, Packed};
 use super::product::product;
-use super::tile::{COLS, Tile, Tiles, available};
+use super::tile::{COLS, Tile};
+use super::unit::{Unit, available};
 use super::{Group, Kept, PackedBlock, Workspace, padded};
 
 // Every block below is safe for one reason: `available` found all features that the called function is compiled for, and a
-// `Tiles` exists only then.
+// `Unit` exists only then.
+
+/// See [`Unit::busy`].
+pub fn busy(rounds: usize) -> Option<u64> {
+    let unit = Unit::new()?;
+    // SAFETY: see above.
+    Some(unsafe { unit.busy(rounds) })
+}
 
 /// `W_qkv LN₁ x` of some rows.
 pub fn queries(block: &PackedBlock, x: &[f32], space: &mut Workspace, qkv: &mut [u16]) {
-    if let Some(unit) = Tiles::new() {
+    if let Some(unit) = Unit::new() {
         // SAFETY: see above.
         unsafe { forward::queries(&unit, block, x, space, qkv) }
     }
@@ -32,7 +40,7 @@ pub fn rest(
     space: &mut Workspace,
     kept: Option<&mut Kept>,
 ) {
-    if let Some(unit) = Tiles::new() {
+    if let Some(unit) = Unit::new() {
         // SAFETY: see above.
         unsafe { forward::rest(&unit, block, x, qkv, group, rows, space, kept) }
     }
@@ -51,7 +59,7 @@ pub fn backward(
     tokens: bool,
     prefix: Option<PrefixGrad<'_>>,
 ) {
-    if let Some(unit) = Tiles::new() {
+    if let Some(unit) = Unit::new() {
         // SAFETY: see above.
         unsafe { turned.group(&unit, x, grad, out, group, kept, space, tokens, prefix) }
     }
@@ -67,7 +75,7 @@ pub fn linear(
     outputs: usize,
 ) {
     let width = padded(inputs);
-    if let Some(unit) = Tiles::new() {
+    if let Some(unit) = Unit::new() {
         // SAFETY: see above.
         unsafe {
             backward::to_rows(x, inputs, rows, width);
@@ -89,13 +97,13 @@ pub fn linear(
 pub fn add(w: &Packed, a: &[u16], width: usize, y: &mut [f32], outputs: usize) {
     let rows = y.len() / outputs;
     let (panels, steps) = (0..w.panels(), 0..w.steps);
-    if let Some(unit) = Tiles::new() {
+    if let Some(unit) = Unit::new() {
         // SAFETY: see above.
         unsafe { add_product(&unit, (a, width, rows), w, panels, steps, y, outputs) }
     }
 }
 
-/// See [`to_rows`](super::backward::to_rows). Nothing is written where there are no tiles.
+/// See [`to_rows`](super::backward::to_rows). Nothing is written where bf16 cannot be.
 pub fn to_rows(from: &[f32], dim: usize, to: &mut [u16], width: usize) {
     if available() {
         // SAFETY: see above.
@@ -131,7 +139,7 @@ pub fn turned(from: &[f32], sizes: (usize, usize), first: usize, to: &mut [u16],
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_product(
-    unit: &Tiles,
+    unit: &Unit,
     a: (&[u16], usize, usize),
     w: &Packed,
     panels: Range<usize>,

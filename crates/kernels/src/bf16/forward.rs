@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::lanes::{self, LANES, Lanes};
 use super::product::{Piece, SLACK, product};
-use super::tile::{Scratch, Tiles};
+use super::tile::Scratch;
+use super::unit::Unit;
 use crate::block::{Activation, first_rows};
 
 use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, enter, padded};
@@ -54,7 +55,7 @@ pub fn group(
 /// `W_qkv LN₁ x` of some rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn queries(
-    unit: &Tiles,
+    unit: &Unit,
     block: &PackedBlock,
     x: &[f32],
     space: &mut Workspace,
@@ -84,7 +85,7 @@ pub fn queries(
 #[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn rest(
-    unit: &Tiles,
+    unit: &Unit,
     block: &PackedBlock,
     x: &mut [f32],
     qkv: &[u16],

@@ -34,7 +34,7 @@ impl PackedLinear {
         }
         if !available() {
             return Err(std::io::Error::other(
-                "this processor has no AMX tiles for bf16",
+                super::NONE,
             ));
         }
         let inputs = linear.weight.len() / outputs;

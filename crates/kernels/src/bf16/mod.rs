@@ -1,9 +1,10 @@
-//! Blocks whose products are of bf16 values on AMX tiles.
+//! Blocks whose products are of bf16 values, on AMX tiles or on AVX-512 vectors.
 //!
 //! A group of images goes through the whole block before the next one starts, so that its activations stay in the second
 //! level cache and every weight is read once a group. Between products all is f32: the residual stream, layer norm, softmax,
 //! GELU and every sum.
 
+mod amx;
 mod attention;
 mod backward;
 mod enter;
@@ -14,6 +15,8 @@ mod pack;
 mod product;
 mod tile;
 pub mod trained;
+mod unit;
+mod vectors;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -24,13 +27,16 @@ use crate::block::{Activation, BlockWeights, Gradients, Norm, Prefix, Shape, Wan
 use crate::buffer::{Buffer, Pool, Pooled, changed};
 
 pub use linear::PackedLinear;
-pub use tile::available;
+pub use unit::available;
 
-/// Keeps this thread's tile unit busy with `rounds` of four products out of registers, to find its limit. Gives the floating-point
-/// operations done; `None` without tiles.
+/// Keeps what this thread multiplies bf16 values with busy for `rounds` of products out of registers, to find its limit. Gives the
+/// floating-point operations done; `None` where there is nothing.
 pub fn busy(rounds: usize) -> Option<u64> {
-    Some(tile::Tiles::new()?.busy(rounds))
+    enter::busy(rounds)
 }
+
+/// Said where bf16 cannot be.
+const NONE: &str = "this processor has neither AMX nor AVX-512 BF16 for bf16 products";
 
 /// Rows of a group of images: enough to use each weight often, few enough to stay in the cache.
 const GROUP_ROWS: usize = 420;

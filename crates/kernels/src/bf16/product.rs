@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::pack::Packed;
-use super::tile::{ROWS, Scratch, Tiles};
+use super::tile::{ROWS, Scratch};
+use super::unit::Unit;
 
 /// Rows that must lie behind a first operand's last row: tiles are read whole.
 pub const SLACK: usize = 2 * ROWS;
@@ -23,7 +24,7 @@ pub struct Piece {
 /// with every piece.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn product(
-    unit: &Tiles,
+    unit: &Unit,
     (a, stride, rows): (&[u16], usize, usize),
     w: &Packed,
     panels: Range<usize>,
@@ -45,11 +46,7 @@ pub fn product(
             };
             let a = &a[row * stride..];
             let c = &mut results[now].0;
-            if piece.rows > ROWS {
-                unit.multiply(a, stride, b, c, 2 * ROWS);
-            } else {
-                unit.multiply_half(a, stride, b, c, 2 * ROWS);
-            }
+            unit.multiply(piece.rows, a, stride, b, c, 2 * ROWS);
             if let Some(last) = last.replace(piece) {
                 done(last, &results[1 - now]);
             }

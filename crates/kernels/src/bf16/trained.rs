@@ -1,5 +1,5 @@
-//! A linear layer that trains: the products of its forward and backward are of bf16 values on tiles, its weights and all sums in f32.
-//! Weights change with every step, so they are laid out for the tiles each time.
+//! A linear layer that trains: the products of its forward and backward are of bf16 values, its weights and all sums in f32.
+//! Weights change with every step, so they are laid out as tiles each time.
 
 use rayon::prelude::*;
 
@@ -16,7 +16,8 @@ fn checked(width: usize, values: usize) -> std::io::Result<()> {
     match available() && width > 0 && values > 0 && values.is_multiple_of(width) {
         true => Ok(()),
         false => Err(std::io::Error::other(format!(
-            "{values} values in rows of {width} are no matrix, or this processor has no AMX tiles for bf16"
+            "{values} values in rows of {width} are no matrix, or {}",
+            super::NONE
         ))),
     }
 }
@@ -85,7 +86,7 @@ mod tests {
     #[test]
     fn products_are_those_of_rounded_values() {
         if !available() {
-            return println!("left out: no AMX tiles");
+            return println!("left out: no bf16 products");
         }
         for (m, k, n) in [
             (1, 1, 1),
@@ -118,7 +119,7 @@ mod tests {
     #[test]
     fn threads_do_not_matter() {
         if !available() {
-            return println!("left out: no AMX tiles");
+            return println!("left out: no bf16 products");
         }
         let (m, k, n) = (197, 70, 300);
         let (x, w, bias, g) = (

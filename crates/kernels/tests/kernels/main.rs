@@ -65,7 +65,7 @@ fn precisions(case: Case) -> Vec<(Precision, f64)> {
     match Precision::Bf16.available() {
         true if case.causal => {}
         true => all.push((Precision::Bf16, 1e-2)),
-        false => eprintln!("no AMX here: bf16 is not tested"),
+        false => eprintln!("neither AMX nor AVX-512 BF16 here: bf16 is not tested"),
     }
     all
 }
@@ -160,7 +160,7 @@ fn f32_gradients_are_those_of_the_formula() {
 #[test]
 fn bf16_gradients_are_close_to_f32() {
     if !Precision::Bf16.available() {
-        eprintln!("no AMX here: bf16 is not tested");
+        eprintln!("neither AMX nor AVX-512 BF16 here: bf16 is not tested");
         return;
     }
     for case in cases().into_iter().filter(|case| !case.causal) {

@@ -10,7 +10,7 @@ use candlewick_vit::Precision;
 /// that; a product that is wrong is off by far more.
 pub const BF16: f64 = 0.08;
 
-/// f32, and bf16 where there is AMX. What is left out is said, so that a test of one is not taken for a test of two.
+/// f32, and bf16 where the processor has it. What is left out is said, so that a test of one is not taken for a test of two.
 pub fn precisions() -> Vec<Precision> {
     match Precision::Bf16.resolve(&Device::Cpu) {
         Ok(_) => vec![Precision::F32, Precision::Bf16],

@@ -1,0 +1,108 @@
+//! bf16 products on AVX-512 vectors, for processors without tiles: one instruction multiplies sixteen pairs and adds both products to
+//! sixteen sums.
+//!
+//! A sum is one chain over the inputs in their order, so it does not depend on the rows beside it.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::tile::{ROWS, Tile};
+
+/// Rows of `A` at a time: with two vectors of sums each they fill the registers, and every vector of `B` is read once for all of them.
+const MOST: usize = 11;
+/// Sums that hide the latency of an instruction.
+const CHAINS: usize = 16;
+
+/// `C = A B` for `rows ≤ 32` rows of `A`, each `stride` values behind the last; see [`super::unit::Unit::multiply`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn multiply(rows: usize, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
+    let steps = b.len() / 2;
+    assert!(rows > 0 && steps > 0 && a.len() >= (rows - 1) * stride + steps * 2 * ROWS);
+    assert!(row >= 32 && c.len() >= (rows - 1) * row + 32);
+    // Even parts: three of eleven, eleven and ten rows rather than two of eleven with a rest.
+    let parts = rows.div_ceil(MOST);
+    for part in 0..parts {
+        let (first, end) = (part * rows / parts, (part + 1) * rows / parts);
+        let a = a[first * stride..].as_ptr();
+        let c = c[first * row..].as_mut_ptr();
+        // SAFETY: rows `first..end` of `a` and `c` exist, as asserted for the last of them.
+        unsafe {
+            match end - first {
+                1 => part_of::<1>(a, stride, b, c, row),
+                2 => part_of::<2>(a, stride, b, c, row),
+                3 => part_of::<3>(a, stride, b, c, row),
+                4 => part_of::<4>(a, stride, b, c, row),
+                5 => part_of::<5>(a, stride, b, c, row),
+                6 => part_of::<6>(a, stride, b, c, row),
+                7 => part_of::<7>(a, stride, b, c, row),
+                8 => part_of::<8>(a, stride, b, c, row),
+                9 => part_of::<9>(a, stride, b, c, row),
+                10 => part_of::<10>(a, stride, b, c, row),
+                _ => part_of::<MOST>(a, stride, b, c, row),
+            }
+        }
+    }
+}
+
+/// `R` rows.
+///
+/// # Safety
+///
+/// `a` has `R` rows of `16 b.len()` values, `stride` apart, and `c` as many of 32, `row` apart.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn part_of<const R: usize>(
+    a: *const u16,
+    stride: usize,
+    b: &[Tile],
+    c: *mut f32,
+    row: usize,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    let (steps, _) = b.as_chunks::<2>();
+    for (step, [low, high]) in steps.iter().enumerate() {
+        let (low, _) = low.0.as_chunks::<32>();
+        let (high, _) = high.0.as_chunks::<32>();
+        for (pair, (low, high)) in low.iter().zip(high).enumerate() {
+            // SAFETY: the arrays have 512 bits, and step and pair are inside a row of `a`.
+            unsafe {
+                let b = [load(low), load(high)];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let a = a.add(r * stride + (step * ROWS + pair) * 2);
+                    let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
+                    let a = std::mem::transmute::<__m512i, __m512bh>(a);
+                    sums[0] = _mm512_dpbf16_ps(sums[0], a, b[0]);
+                    sums[1] = _mm512_dpbf16_ps(sums[1], a, b[1]);
+                }
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        // SAFETY: row `r` of `c` has 32 values.
+        unsafe {
+            _mm512_storeu_ps(c.add(r * row), sums[0]);
+            _mm512_storeu_ps(c.add(r * row + ROWS), sums[1]);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn load(x: &[u16; 32]) -> __m512bh {
+    // SAFETY: the array has 512 bits, and both types are nothing but bits.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(x.as_ptr().cast())) }
+}
+
+/// `rounds` of products of what is in the registers: the most that the instruction can do. Gives the floating-point operations.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub fn busy(rounds: usize) -> u64 {
+    let ones = load(&[0x3f80; 32]);
+    let mut sums = [_mm512_setzero_ps(); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, std::hint::black_box(ones), ones);
+        }
+    }
+    std::hint::black_box(sums);
+    (rounds * CHAINS * 2 * 2 * ROWS) as u64
+}
