@@ -96,11 +96,11 @@ fn load(x: &[u16; 32]) -> __m512bh {
 /// `rounds` of products of what is in the registers: the most that the instruction can do. Gives the floating-point operations.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn busy(rounds: usize) -> u64 {
-    let ones = load(&[0x3f80; 32]);
+    let ones = std::hint::black_box(load(&[0x3f80; 32]));
     let mut sums = [_mm512_setzero_ps(); CHAINS];
     for _ in 0..rounds {
         for sum in &mut sums {
-            *sum = _mm512_dpbf16_ps(*sum, std::hint::black_box(ones), ones);
+            *sum = _mm512_dpbf16_ps(*sum, ones, ones);
         }
     }
     std::hint::black_box(sums);
