@@ -33,9 +33,7 @@ impl PackedLinear {
             )));
         }
         if !available() {
-            return Err(std::io::Error::other(
-                super::NONE,
-            ));
+            return Err(std::io::Error::other(super::NONE));
         }
         let inputs = linear.weight.len() / outputs;
         Ok(Self {
