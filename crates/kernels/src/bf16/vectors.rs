@@ -106,3 +106,58 @@ pub fn busy(rounds: usize) -> u64 {
     std::hint::black_box(sums);
     (rounds * CHAINS * 2 * 2 * ROWS) as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::amx::Tiles;
+    use super::super::lanes;
+    use super::super::tile::COLS;
+    use super::super::unit::{Unit, available};
+    use super::*;
+    use crate::noise::noise;
+
+    /// Every unit that there is, for every number of rows, against sums in f64.
+    #[test]
+    fn units_give_the_sums() {
+        if !available() {
+            return println!("left out: no bf16 products");
+        }
+        let units = [Tiles::new().map(Unit::Tiles), Some(Unit::Vectors)];
+        let value = |x: u16| f64::from(f32::from_bits(u32::from(x) << 16));
+        for steps in [1, 3] {
+            let (inputs, stride, width) = (steps * COLS, steps * COLS + 8, 40);
+            let rounded = |n, seed| noise(n, seed).into_iter().map(lanes::round).collect();
+            let a: Vec<u16> = rounded(32 * stride, 1);
+            let mut b = vec![Tile([0; ROWS * COLS]); 2 * steps];
+            for (i, tile) in b.iter_mut().enumerate() {
+                let values: Vec<u16> = rounded(ROWS * COLS, 2 + i as u64);
+                tile.0.copy_from_slice(&values);
+            }
+            // The tile of step and half of the columns; rows of it are pairs of inputs.
+            let weight = |input: usize, column: usize| {
+                let tile = &b[input / COLS * 2 + column / ROWS];
+                value(tile.0[input % COLS / 2 * COLS + column % ROWS * 2 + input % 2])
+            };
+            for unit in units.iter().flatten() {
+                for rows in 1..=2 * ROWS {
+                    let mut c = vec![-1f32; 2 * ROWS * width];
+                    // SAFETY: `available` found what the function is compiled for.
+                    unsafe {
+                        unit.multiply(rows, &a, stride, &b, &mut c, width);
+                    }
+                    for row in 0..rows {
+                        for column in 0..2 * ROWS {
+                            let term = |i: usize| value(a[row * stride + i]) * weight(i, column);
+                            let want: f64 = (0..inputs).map(term).sum();
+                            let got = f64::from(c[row * width + column]);
+                            assert!((got - want).abs() < 1e-4, "{row} {column}: {got} {want}");
+                        }
+                        assert!(c[row * width + 2 * ROWS..][..8].iter().all(|&x| x == -1.0));
+                    }
+                    let whole = rows.next_multiple_of(ROWS) * width;
+                    assert!(c[whole..].iter().all(|&x| x == -1.0), "{rows} rows");
+                }
+            }
+        }
+    }
+}
