@@ -9,10 +9,24 @@ use super::{WORKSPACE, enter, lanes, padded};
 /// Rows that a thread rounds at a time.
 const PIECE: usize = 64;
 
+/// Memory from the system, a whole number of tiles.
+#[derive(Debug)]
+pub struct Pages(MmapMut);
+
+impl Pages {
+    /// `bytes` zeros.
+    fn new(bytes: usize) -> std::io::Result<Self> {
+        let pages = MmapMut::map_anon(bytes.max(size_of::<Tile>()))?;
+        // Huge pages spare the processor's address cache; without them all works the same.
+        let _ = pages.advise(Advice::HugePage);
+        Ok(Self(pages))
+    }
+}
+
 /// A frozen matrix `W: (out, in)` for `x Wᵀ`: for each 32 outputs a panel of `2·steps` tiles. Sizes are padded with zeros.
 #[derive(Debug)]
 pub struct Packed {
-    pages: MmapMut,
+    pages: Pages,
     /// Columns of the product.
     pub outputs: usize,
     /// Tiles of 32 inputs.
@@ -26,7 +40,7 @@ impl Packed {
         inputs: usize,
         weight: impl Fn(usize, usize) -> f32 + Sync,
     ) -> std::io::Result<Self> {
-        Self::filled(outputs, inputs, |panel, tiles| {
+        Self::filled(outputs, inputs, None, |panel, tiles| {
             for (i, tile) in tiles.iter_mut().enumerate() {
                 let (step, half) = (i / 2, i % 2);
                 for (at, value) in tile.0.iter_mut().enumerate() {
@@ -40,10 +54,11 @@ impl Packed {
         })
     }
 
-    /// `W` with rows of `inputs` values, of which `x Wᵀ` is to be made. Quicker than [`new`](Self::new).
-    pub fn of_rows(weight: &[f32], inputs: usize) -> std::io::Result<Self> {
+    /// `W` with rows of `inputs` values, of which `x Wᵀ` is to be made. Quicker than [`new`](Self::new), and in the memory of `spare` where
+    /// that is enough.
+    pub fn of_rows(weight: &[f32], inputs: usize, spare: Option<Pages>) -> std::io::Result<Self> {
         let (outputs, width) = (weight.len() / inputs, padded(inputs));
-        Self::filled(outputs, inputs, |panel, tiles| {
+        Self::filled(outputs, inputs, spare, |panel, tiles| {
             let first = panel * 2 * ROWS;
             let n = (outputs - first).min(2 * ROWS);
             WORKSPACE.with_borrow_mut(|space| {
@@ -55,30 +70,32 @@ impl Packed {
     }
 
     /// `R` with rows of `width` values, of which `x R` is to be made: what is an input of [`new`](Self::new) is a row here.
-    pub fn of_columns(values: &[f32], width: usize) -> std::io::Result<Self> {
+    pub fn of_columns(values: &[f32], width: usize, spare: Option<Pages>) -> std::io::Result<Self> {
         let (n, stride) = (values.len() / width, padded(width));
         let mut rows = vec![0u16; n * stride];
         rows.par_chunks_mut(PIECE * stride)
             .zip(values.par_chunks(PIECE * width))
             .for_each(|(to, from)| enter::to_rows(from, width, to, stride));
-        Self::filled(width, n, |panel, tiles| {
+        Self::filled(width, n, spare, |panel, tiles| {
             enter::straight(&rows, stride, panel * 2 * ROWS, tiles);
         })
     }
 
-    /// Panels filled by `fill(panel, tiles)`, from zeros.
+    /// Panels filled by `fill(panel, tiles)`, from zeros or, in spare memory, from whatever is there.
     fn filled(
         outputs: usize,
         inputs: usize,
+        spare: Option<Pages>,
         fill: impl Fn(usize, &mut [Tile]) + Sync,
     ) -> std::io::Result<Self> {
         let steps = inputs.div_ceil(COLS);
         let panels = outputs.div_ceil(2 * ROWS);
         let bytes = panels * 2 * steps * size_of::<Tile>();
-        let mut pages = MmapMut::map_anon(bytes.max(1))?;
-        // Huge pages spare the processor's address cache; without them all works the same.
-        let _ = pages.advise(Advice::HugePage);
-        let tiles: &mut [Tile] = bytemuck::cast_slice_mut(&mut pages[..bytes]);
+        let mut pages = match spare {
+            Some(pages) if pages.0.len() >= bytes => pages,
+            _ => Pages::new(bytes)?,
+        };
+        let tiles: &mut [Tile] = bytemuck::cast_slice_mut(&mut pages.0[..bytes]);
         tiles
             .par_chunks_mut((2 * steps).max(1))
             .enumerate()
@@ -88,6 +105,11 @@ impl Packed {
             outputs,
             steps,
         })
+    }
+
+    /// The memory, for another matrix.
+    pub fn into_pages(self) -> Pages {
+        self.pages
     }
 
     /// The weight from input `column` to output `row`, as it was rounded.
@@ -105,7 +127,7 @@ impl Packed {
     /// The tiles of one panel.
     #[inline]
     pub fn panel(&self, panel: usize) -> &[Tile] {
-        let tiles: &[Tile] = bytemuck::cast_slice(&self.pages[..]);
+        let tiles: &[Tile] = bytemuck::cast_slice(&self.pages.0[..]);
         &tiles[panel * 2 * self.steps..(panel + 1) * 2 * self.steps]
     }
 }

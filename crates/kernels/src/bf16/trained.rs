@@ -1,16 +1,34 @@
 //! A linear layer that trains: the products of its forward and backward are of bf16 values, its weights and all sums in f32.
-//! Weights change with every step, so they are laid out as tiles each time.
+//! Weights change with every step, so they are laid out as tiles each time, in memory that is used again: the system would clear new
+//! memory for every layer.
+
+use std::cell::Cell;
 
 use rayon::prelude::*;
 
 use super::linear::rows;
-use super::pack::Packed;
+use super::pack::{Packed, Pages};
 use super::product::SLACK;
 use super::{WORKSPACE, available, enter, padded};
 use crate::block::Linear;
 
 /// Rows of a weight's gradient that a thread sums at a time.
 const PIECE: usize = 128;
+
+thread_local! {
+    static PAGES: Cell<Option<Pages>> = const { Cell::new(None) };
+}
+
+/// `f` of what `make` lays out in this thread's memory.
+fn laid_out<R>(
+    make: impl FnOnce(Option<Pages>) -> std::io::Result<Packed>,
+    f: impl FnOnce(&Packed) -> R,
+) -> std::io::Result<R> {
+    let packed = make(PAGES.take())?;
+    let result = f(&packed);
+    PAGES.set(Some(packed.into_pages()));
+    Ok(result)
+}
 
 fn checked(width: usize, values: usize) -> std::io::Result<()> {
     match available() && width > 0 && values > 0 && values.is_multiple_of(width) {
@@ -26,8 +44,10 @@ fn checked(width: usize, values: usize) -> std::io::Result<()> {
 pub fn linear(x: &[f32], layer: &Linear<'_>) -> std::io::Result<Vec<f32>> {
     checked(layer.bias.len(), layer.weight.len())?;
     let inputs = layer.weight.len() / layer.bias.len();
-    let packed = Packed::of_rows(layer.weight, inputs)?;
-    Ok(rows(x, inputs, &packed, layer.bias))
+    laid_out(
+        |spare| Packed::of_rows(layer.weight, inputs, spare),
+        |packed| rows(x, inputs, packed, layer.bias),
+    )
 }
 
 /// The gradient of [`linear`]'s input, `g W`: `(M, out)` to `(M, in)`.
@@ -35,8 +55,10 @@ pub fn linear_grad(grad: &[f32], layer: &Linear<'_>) -> std::io::Result<Vec<f32>
     let outputs = layer.bias.len();
     checked(outputs, layer.weight.len())?;
     let inputs = layer.weight.len() / outputs;
-    let packed = Packed::of_columns(layer.weight, inputs)?;
-    Ok(rows(grad, outputs, &packed, &vec![0f32; inputs]))
+    laid_out(
+        |spare| Packed::of_columns(layer.weight, inputs, spare),
+        |packed| rows(grad, outputs, packed, &vec![0f32; inputs]),
+    )
 }
 
 /// The gradient of [`linear`]'s weight, `gᵀ x`: of `(M, out)` and `(M, in)` to `(out, in)`.
@@ -45,20 +67,22 @@ pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> std::io::Result<Ve
     let m = x.len() / inputs;
     checked(m, grad.len())?;
     let (outputs, width) = (grad.len() / m, padded(m));
-    let packed = Packed::of_columns(x, inputs)?;
-    let mut out = vec![0f32; outputs * inputs];
-    out.par_chunks_mut(PIECE * inputs)
-        .enumerate()
-        .for_each(|(i, out)| {
-            let n = out.len() / inputs;
-            WORKSPACE.with_borrow_mut(|space| {
-                let turned = space.input.get::<u16>((n + SLACK) * width);
-                let to = &mut turned[..n * width];
-                enter::turned(grad, (m, outputs), i * PIECE, to, width);
-                enter::add(&packed, turned, width, out, inputs);
+    let sum = |packed: &Packed| {
+        let mut out = vec![0f32; outputs * inputs];
+        out.par_chunks_mut(PIECE * inputs)
+            .enumerate()
+            .for_each(|(i, out)| {
+                let n = out.len() / inputs;
+                WORKSPACE.with_borrow_mut(|space| {
+                    let turned = space.input.get::<u16>((n + SLACK) * width);
+                    let to = &mut turned[..n * width];
+                    enter::turned(grad, (m, outputs), i * PIECE, to, width);
+                    enter::add(packed, turned, width, out, inputs);
+                });
             });
-        });
-    Ok(out)
+        out
+    };
+    laid_out(|spare| Packed::of_columns(x, inputs, spare), sum)
 }
 
 #[cfg(test)]
