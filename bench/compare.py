@@ -3,7 +3,7 @@
     pip install torch timm safetensors numpy
     cargo build --release -p candlewick-bench
     python bench/compare.py --quick
-    python bench/compare.py --write docs/performance.md
+    python bench/compare.py --write docs/performance/MACHINE.md
 
 Every PyTorch variant is measured on its own first. The fastest then take turns with candlewick, and the one that is
 fastest there is the opponent. Outputs and gradients are compared with PyTorch's f32; the run ends with an error

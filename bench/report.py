@@ -161,7 +161,7 @@ def machine(cases, options):
     )
 
 
-TITLE = ["# Speed and memory", "Written by `bench/compare.py`; [how it measures](../bench/README.md)."]
+TITLE = ["# Speed and memory", "Written by `bench/compare.py`; [how it measures](../../bench/README.md), [what it comes to](../performance.md)."]
 
 
 def text(cases, options, about, tolerance):

@@ -264,7 +264,8 @@ impl PackedBlock {
     fn forward_one(&self, x: &[f32], tokens: usize, prefix: Option<Prefix<'_>>) -> Vec<f32> {
         let group = self.at(0, x.len(), Shape::whole(1, tokens), prefix);
         let threads = rayon::current_num_threads();
-        let rows = tokens.div_ceil(threads).next_multiple_of(tile::ROWS);
+        let together = unit::Unit::new().map_or(1, |unit| unit.rows_together());
+        let rows = tokens.div_ceil(threads).next_multiple_of(together);
         let width = padded(3 * self.dim);
         let mut kept = self.kept.take();
         let qkv = kept.item.qkv.get::<u16>((tokens + product::SLACK) * width);

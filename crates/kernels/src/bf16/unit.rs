@@ -32,6 +32,14 @@ impl Unit {
         available().then(|| Tiles::new().map_or(Self::Vectors, Self::Tiles))
     }
 
+    /// Rows that take as long as one of them.
+    pub fn rows_together(&self) -> usize {
+        match self {
+            Self::Tiles(_) => ROWS,
+            Self::Vectors => 1,
+        }
+    }
+
     /// `C = A B` for `rows ≤ 32` rows of `A`, each `stride` values behind the last, and `2·steps` tiles `B`: for each step of 32
     /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart. Rows of `A` up to the next
     /// multiple of 16 must exist, and such rows of `C` may be written.
