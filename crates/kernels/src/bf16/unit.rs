@@ -61,7 +61,7 @@ impl Unit {
         }
     }
 
-    /// `rounds` of four products without a load, to find the unit's limit. Gives the floating-point operations done.
+    /// `rounds` times a few products without a load, to find the limit. Gives the floating-point operations done.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn busy(&self, rounds: usize) -> u64 {
         match self {
