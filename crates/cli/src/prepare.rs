@@ -362,7 +362,21 @@ pub fn device(name: &str) -> Result<Device> {
         "metal" => Device::new_metal(ordinal),
         _ => bail!("device: found `{name}`, expected \"cpu\", \"cuda\" or \"metal\""),
     };
+    let built = match kind {
+        "cuda" => cfg!(feature = "cuda"),
+        _ => cfg!(feature = "metal"),
+    };
     result.map_err(|e| {
-        anyhow!("device: `{name}` cannot be used ({e}); build with --features {kind}, or set device = \"cpu\"")
+        let reason = match e {
+            candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),
+            e => e.to_string(),
+        };
+        let advice = match built {
+            true => {
+                "see that the system finds it and that its driver is as new as this build".into()
+            }
+            false => format!("build with --features {kind}"),
+        };
+        anyhow!("device: `{name}` cannot be used ({reason}); {advice}, or set device = \"cpu\"")
     })
 }
