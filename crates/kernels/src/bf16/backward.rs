@@ -3,7 +3,7 @@
 use super::forward::{add_to, four, moments, to_bf16};
 use super::lanes::{self, LANES};
 use super::pack::Packed;
-use super::product::{SLACK, product};
+use super::product::{Place, SLACK, product};
 use super::unit::Unit;
 use crate::block::{Activation, rows_first};
 
@@ -65,23 +65,35 @@ impl<'a> Turned<'a> {
             let hidden = space.hidden.get::<u16>((rows + SLACK) * wide);
             let a = (&*input, width, rows);
             let steps = 0..self.fc2.steps;
-            product(unit, a, self.fc2, chunk.clone(), steps, |piece, c| {
-                for row in 0..piece.rows {
-                    let at = (piece.row + row) * full + piece.column;
-                    let (x, _) = before[at..at + 32].as_chunks::<16>();
-                    let slope = |half: usize| {
-                        let x = lanes::load_bf16(&x[half]);
-                        let slope = match block.activation {
-                            Activation::Gelu => lanes::gelu_grad(x),
-                            Activation::QuickGelu => lanes::quick_gelu_grad(x),
+            let places = [
+                Place::new(before, full, 0),
+                Place::new(hidden, wide, first * 32),
+            ];
+            product(
+                unit,
+                a,
+                self.fc2,
+                chunk.clone(),
+                steps,
+                &places,
+                |piece, c| {
+                    for row in 0..piece.rows {
+                        let at = (piece.row + row) * full + piece.column;
+                        let (x, _) = before[at..at + 32].as_chunks::<16>();
+                        let slope = |half: usize| {
+                            let x = lanes::load_bf16(&x[half]);
+                            let slope = match block.activation {
+                                Activation::Gelu => lanes::gelu_grad(x),
+                                Activation::QuickGelu => lanes::quick_gelu_grad(x),
+                            };
+                            lanes::mul(lanes::load16(c.half(row, half)), slope)
                         };
-                        lanes::mul(lanes::load16(c.half(row, half)), slope)
-                    };
-                    let at = (piece.row + row) * wide + piece.column - first * 32;
-                    let (to, _) = hidden[at..at + 32].as_chunks_mut::<32>();
-                    lanes::store_pair(&mut to[0], slope(0), slope(1));
-                }
-            });
+                        let at = (piece.row + row) * wide + piece.column - first * 32;
+                        let (to, _) = hidden[at..at + 32].as_chunks_mut::<32>();
+                        lanes::store_pair(&mut to[0], slope(0), slope(1));
+                    }
+                },
+            );
             let outputs = 0..self.fc1.panels();
             product(
                 unit,
@@ -89,6 +101,7 @@ impl<'a> Turned<'a> {
                 self.fc1,
                 outputs,
                 chunk,
+                &[Place::new(sum, dim, 0)],
                 |piece, c| {
                     add_to(piece, c, None, None, sum, dim);
                 },
@@ -119,6 +132,7 @@ impl<'a> Turned<'a> {
             self.proj,
             all.0,
             all.1,
+            &[Place::new(mixed, width, 0)],
             |piece, c| {
                 to_bf16(piece, c, &none, mixed, width, 0, |v| v);
             },
@@ -165,6 +179,7 @@ impl<'a> Turned<'a> {
             self.qkv,
             all.0,
             all.1,
+            &[Place::new(sum, dim, 0)],
             |piece, c| {
                 add_to(piece, c, None, None, sum, dim);
             },

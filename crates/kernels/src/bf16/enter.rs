@@ -7,7 +7,7 @@ use super::attention::PrefixGrad;
 use super::backward::{self, Turned};
 use super::forward::{self, add_to};
 use super::pack::{self, Packed};
-use super::product::product;
+use super::product::{Place, product};
 use super::tile::{COLS, Tile};
 use super::unit::{Unit, available};
 use super::{Group, Kept, PackedBlock, Workspace, padded};
@@ -147,7 +147,8 @@ fn add_product(
     y: &mut [f32],
     outputs: usize,
 ) {
-    product(unit, a, w, panels, steps, |piece, c| {
+    let places = [Place::new(y, outputs, 0)];
+    product(unit, a, w, panels, steps, &places, |piece, c| {
         add_to(piece, c, None, None, y, outputs);
     });
 }

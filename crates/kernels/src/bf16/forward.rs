@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::lanes::{self, LANES, Lanes};
-use super::product::{Piece, SLACK, product};
+use super::product::{Piece, Place, SLACK, product};
 use super::tile::Scratch;
 use super::unit::Unit;
 use crate::block::{Activation, first_rows};
@@ -75,6 +75,7 @@ pub fn queries(
         &layer.forward,
         panels,
         steps,
+        &[Place::new(qkv, stride, 0)],
         |piece, c| {
             to_bf16(piece, c, &layer.bias, qkv, stride, 0, |v| v);
         },
@@ -120,6 +121,7 @@ pub fn rest(
         &layer.forward,
         all.0,
         all.1,
+        &[Place::new(x, dim, 0)],
         |piece, c| {
             add_to(piece, c, Some(&layer.bias), Some(&block.scale1), x, dim);
         },
@@ -142,23 +144,33 @@ pub fn rest(
         let hidden = space.hidden.get::<u16>((rows + SLACK) * wide);
         let a = (&*input, width, rows);
         let steps = 0..fc1.forward.steps;
-        product(unit, a, &fc1.forward, chunk.clone(), steps, |piece, c| {
-            if let Some(before) = &mut before {
-                to_bf16(piece, c, &fc1.bias, before, full, 0, |v| v);
-            }
-            to_bf16(
-                piece,
-                c,
-                &fc1.bias,
-                hidden,
-                wide,
-                first * 32,
-                |v| match block.activation {
-                    Activation::Gelu => lanes::gelu(v),
-                    Activation::QuickGelu => lanes::quick_gelu(v),
-                },
-            );
-        });
+        let mut places = vec![Place::new(hidden, wide, first * 32)];
+        places.extend(before.as_deref().map(|b| Place::new(b, full, 0)));
+        product(
+            unit,
+            a,
+            &fc1.forward,
+            chunk.clone(),
+            steps,
+            &places,
+            |piece, c| {
+                if let Some(before) = &mut before {
+                    to_bf16(piece, c, &fc1.bias, before, full, 0, |v| v);
+                }
+                to_bf16(
+                    piece,
+                    c,
+                    &fc1.bias,
+                    hidden,
+                    wide,
+                    first * 32,
+                    |v| match block.activation {
+                        Activation::Gelu => lanes::gelu(v),
+                        Activation::QuickGelu => lanes::quick_gelu(v),
+                    },
+                );
+            },
+        );
         let bias = (first == 0).then_some(&fc2.bias[..]);
         let outputs = 0..fc2.forward.panels();
         product(
@@ -167,6 +179,7 @@ pub fn rest(
             &fc2.forward,
             outputs,
             chunk,
+            &[Place::new(x, dim, 0)],
             |piece, c| {
                 add_to(piece, c, bias, Some(&block.scale2), x, dim);
             },

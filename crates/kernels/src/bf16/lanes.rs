@@ -6,6 +6,8 @@
 
 use std::arch::x86_64::*;
 
+use super::tile::Tile;
+
 /// Sixteen f32 values.
 pub type Lanes = __m512;
 
@@ -32,8 +34,11 @@ lanes! {
 
     /// The first sixteen values, or as many as there are.
     fn load(x: &[f32]) -> Lanes {
-        // SAFETY: lanes beyond the slice are masked and not read.
-        unsafe { _mm512_maskz_loadu_ps(mask(x.len()), x.as_ptr()) }
+        match x.first_chunk() {
+            Some(x) => load16(x),
+            // SAFETY: lanes beyond the slice are masked and not read.
+            None => unsafe { _mm512_maskz_loadu_ps(mask(x.len()), x.as_ptr()) },
+        }
     }
 
     /// Sixteen values.
@@ -44,23 +49,35 @@ lanes! {
 
     /// The first sixteen bf16 values, or as many as there are.
     fn load_bf16(x: &[u16]) -> Lanes {
-        // SAFETY: lanes beyond the slice are masked and not read.
-        let half = unsafe { _mm256_maskz_loadu_epi16(mask(x.len()), x.as_ptr().cast()) };
+        let half = match x.len() >= LANES {
+            // SAFETY: the slice holds sixteen values.
+            true => unsafe { _mm256_loadu_si256(x.as_ptr().cast()) },
+            // SAFETY: lanes beyond the slice are masked and not read.
+            false => unsafe { _mm256_maskz_loadu_epi16(mask(x.len()), x.as_ptr().cast()) },
+        };
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
     }
 
     /// Writes as many lanes as the slice holds.
     fn store(x: &mut [f32], v: Lanes) -> () {
-        // SAFETY: lanes beyond the slice are masked and not written.
-        unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask(x.len()), v) }
+        match x.len() >= LANES {
+            // SAFETY: the slice holds sixteen values.
+            true => unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) },
+            // SAFETY: lanes beyond the slice are masked and not written.
+            false => unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask(x.len()), v) },
+        }
     }
 
     /// Writes as many lanes as the slice holds, rounded to bf16 (to nearest, ties to even).
     fn store_bf16(x: &mut [u16], v: Lanes) -> () {
-        // SAFETY: the two types are the same 256 bits; lanes beyond the slice are masked and not written.
+        // SAFETY: the two types are the same 256 bits; the slice holds sixteen values, or lanes beyond it are masked and not
+        // written.
         unsafe {
             let half = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
-            _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), mask(x.len()), half);
+            match x.len() >= LANES {
+                true => _mm256_storeu_si256(x.as_mut_ptr().cast(), half),
+                false => _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), mask(x.len()), half),
+            }
         }
     }
 
@@ -232,6 +249,29 @@ fn zip(even: __m256i, odd: __m256i) -> Pairs {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn no_pairs() -> Pairs {
     _mm512_setzero_si512()
+}
+
+/// Asks for tiles to be brought to the second level cache.
+#[inline]
+pub fn ask(tiles: &[Tile]) {
+    for tile in tiles {
+        for line in tile.0.chunks_exact(32) {
+            // SAFETY: a prefetch reads nothing that the program sees, and may be of any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+}
+
+/// Asks for bytes to be brought to the first level cache. They need not exist.
+#[inline]
+pub fn ask_near(start: *const u8, bytes: usize) {
+    // Rows need not start on a cache line.
+    let before = start.addr() % 64;
+    for at in (0..before + bytes).step_by(64) {
+        let line = start.wrapping_sub(before).wrapping_add(at);
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
 }
 
 /// `x` rounded to bf16, to nearest with ties to even.

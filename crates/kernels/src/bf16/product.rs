@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::lanes;
 use super::pack::Packed;
 use super::tile::{ROWS, Scratch};
 use super::unit::Unit;
@@ -20,8 +21,40 @@ pub struct Piece {
     pub column: usize,
 }
 
+/// Where in memory the pieces of a product are wanted: rows of the caller's that are read or written when a piece is done. They are far
+/// apart, so the processor does not foresee them.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Of the first row and column.
+    start: *const u8,
+    /// Bytes from a row to the next.
+    stride: usize,
+    /// Bytes of a value.
+    size: usize,
+}
+
+impl Place {
+    /// Rows of `stride` values, in which column `from` of the product is column 0.
+    pub fn new<T>(values: &[T], stride: usize, from: usize) -> Self {
+        let size = size_of::<T>();
+        Self {
+            start: values.as_ptr().cast::<u8>().wrapping_sub(from * size),
+            stride: stride * size,
+            size,
+        }
+    }
+
+    fn ask(&self, piece: Piece) {
+        for row in piece.row..piece.row + piece.rows {
+            let at = row * self.stride + piece.column * self.size;
+            lanes::ask_near(self.start.wrapping_add(at), 2 * ROWS * self.size);
+        }
+    }
+}
+
 /// Multiplies `rows` rows of `a`, `stride` values apart, with the panels `panels` and the steps `steps` of `w`, and calls `done`
-/// with every piece.
+/// with every piece, which it wants at `places`.
+#[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn product(
     unit: &Unit,
@@ -29,6 +62,7 @@ pub fn product(
     w: &Packed,
     panels: Range<usize>,
     steps: Range<usize>,
+    places: &[Place],
     mut done: impl FnMut(Piece, &Scratch),
 ) {
     // What is done to a piece overlaps with the product of the next: it is written after that in the program, and the
@@ -36,14 +70,23 @@ pub fn product(
     let mut results = [const { Scratch::new() }; 2];
     let mut last: Option<Piece> = None;
     let mut now = 0;
-    for panel in panels {
-        let b = &w.panel(panel)[2 * steps.start..2 * steps.end];
+    let part = |panel: usize| &w.panel(panel)[2 * steps.start..2 * steps.end];
+    // The weights of a panel are used again and again from the second level cache; bringing the next panel's there, some with
+    // every piece, keeps the first piece from waiting for each of its lines.
+    let pieces = rows.div_ceil(2 * ROWS).max(1);
+    let ahead = (2 * steps.len()).div_ceil(pieces).max(1);
+    for panel in panels.clone() {
+        let b = part(panel);
+        let next = panels.contains(&(panel + 1)).then(|| part(panel + 1));
+        let mut next = next.unwrap_or_default().chunks(ahead);
         for row in (0..rows).step_by(2 * ROWS) {
             let piece = Piece {
                 row,
                 rows: (rows - row).min(2 * ROWS),
                 column: panel * 2 * ROWS,
             };
+            lanes::ask(next.next().unwrap_or_default());
+            places.iter().for_each(|place| place.ask(piece));
             let a = &a[row * stride..];
             let c = &mut results[now].0;
             unit.multiply(piece.rows, a, stride, b, c, 2 * ROWS);

@@ -6,10 +6,13 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{ROWS, Tile};
+use super::lanes;
+use super::tile::{COLS, ROWS, Tile};
 
 /// Rows of `A` at a time: with two vectors of sums each they fill the registers, and every vector of `B` is read once for all of them.
 const MOST: usize = 11;
+/// Values of `B` between one that is used and one that is asked for: two steps.
+const AHEAD: usize = 2 * 2 * ROWS * COLS;
 /// Sums that hide the latency of an instruction.
 const CHAINS: usize = 16;
 
@@ -67,6 +70,8 @@ unsafe fn part_of<const R: usize>(
             // SAFETY: the arrays have 512 bits, and step and pair are inside a row of `a`.
             unsafe {
                 let b = [load(low), load(high)];
+                lanes::ask_near(low.as_ptr().wrapping_add(AHEAD).cast(), 64);
+                lanes::ask_near(high.as_ptr().wrapping_add(AHEAD).cast(), 64);
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let a = a.add(r * stride + (step * ROWS + pair) * 2);
                     let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
@@ -110,8 +115,6 @@ pub fn busy(rounds: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::amx::Tiles;
-    use super::super::lanes;
-    use super::super::tile::COLS;
     use super::super::unit::{Unit, available};
     use super::*;
     use crate::noise::noise;
