@@ -145,7 +145,10 @@ impl FrozenBlock {
         prefix: Option<kernels::Prefix<'_>>,
         keep: bool,
     ) -> Result<(Vec<f32>, Option<Saved>)> {
-        if self.precision == Precision::Bf16 {
+        let dim = self.parts.norm1.tensors()[0].elem_count();
+        // Exact where that costs nothing.
+        let few = prefix.is_none() && shape.reads_few(dim, self.parts.heads);
+        if self.precision == Precision::Bf16 && !few {
             let (y, saved) = self.packed()?.forward(x, shape, prefix, keep);
             return Ok((y, saved.map(Saved::Packed)));
         }

@@ -6,6 +6,7 @@
 
 mod alone;
 mod attention;
+mod few;
 mod group;
 mod linear;
 mod product;
@@ -18,6 +19,7 @@ use rayon::prelude::*;
 
 use crate::block::{BlockWeights, Gradients, Prefix, Shape, Wanted, chunks};
 use crate::buffer::{Buffer, Pool, Pooled, changed};
+use few::Few;
 use group::{Group, PrefixGrad};
 
 pub use alone::{Heads, attention, attention_grad};
@@ -40,13 +42,19 @@ struct Kept {
 
 /// Memory that a block's batches use again.
 #[derive(Debug, Default)]
-pub struct Memory(Pool<Kept>);
+pub struct Memory {
+    groups: Pool<Kept>,
+    few: Pool<Box<few::Space>>,
+}
 
 /// What a batch's forward leaves for its backward.
 #[derive(Debug)]
-pub struct Saved {
-    plan: Plan,
-    groups: Vec<Pooled<Kept>>,
+pub struct Saved(Left);
+
+#[derive(Debug)]
+enum Left {
+    Groups(Plan, Vec<Pooled<Kept>>),
+    Few(Pooled<Box<few::Space>>),
 }
 
 /// Memory of one thread.
@@ -127,9 +135,15 @@ pub fn forward(
     prefix: Option<Prefix<'_>>,
     keep: bool,
 ) -> (Vec<f32>, Option<Saved>) {
+    let few = prefix.is_none() && !weights.causal && shape.reads_few(weights.dim(), weights.heads);
+    if few {
+        let mut space = memory.few.take();
+        let out = Few::new(weights, shape).forward(x, &mut space.item);
+        return (out, keep.then(|| Saved(Left::Few(space))));
+    }
     let plan = Plan::new(shape);
     let mut saved: Vec<_> = (0..plan.groups)
-        .map(|_| keep.then(|| memory.0.take()))
+        .map(|_| keep.then(|| memory.groups.take()))
         .collect();
     let state = saved.iter_mut().collect();
     let dim = weights.dim();
@@ -155,7 +169,7 @@ pub fn forward(
         out
     };
     let groups = saved.into_iter().collect::<Option<_>>();
-    (out, groups.map(|groups| Saved { plan, groups }))
+    (out, groups.map(|groups| Saved(Left::Groups(plan, groups))))
 }
 
 /// Gradients of what went into [`forward`], given that of what came out. Works in the memory of `saved`, which
@@ -170,7 +184,16 @@ pub fn backward(
     grad: &[f32],
     wanted: Wanted,
 ) -> Gradients {
-    let Saved { plan, mut groups } = saved;
+    let (plan, mut groups) = match saved.0 {
+        Left::Groups(plan, groups) => (plan, groups),
+        Left::Few(mut space) => {
+            // Where there was no prefix.
+            return Gradients {
+                tokens: Few::new(weights, shape).backward(x, grad, &mut space.item),
+                ..Gradients::default()
+            };
+        }
+    };
     let dim = weights.dim();
     let chunk = plan.images * shape.tokens * dim;
     let mut keys = vec![0f32; prefix.map_or(0, |p| p.keys.len())];

@@ -150,7 +150,7 @@ impl Input {
             x: noise(n, 21).iter().map(|x| 2.0 * x).collect(),
             keys: noise(p, 22),
             values: noise(p, 23),
-            grad: noise(n, 24),
+            grad: noise(case.shape.batch * case.shape.read * case.dim, 24),
         }
     }
 

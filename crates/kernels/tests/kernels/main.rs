@@ -204,8 +204,13 @@ fn only_what_is_wanted_is_given() {
 /// An image's result depends neither on the images beside it nor on the number of threads.
 #[test]
 fn batch_and_threads_do_not_matter() {
-    for (tokens, sizes) in [(197, (64, 1, 128)), (33, (48, 4, 96))] {
-        let whole = case(7, tokens, sizes, 2);
+    for (tokens, sizes, prefix, read) in [
+        (197, (64, 1, 128), 2, 197),
+        (33, (48, 4, 96), 2, 33),
+        (70, (64, 2, 96), 0, 2),
+    ] {
+        let mut whole = case(7, tokens, sizes, prefix);
+        whole.shape.read = read;
         let (owned, input) = (Owned::new(whole), Input::new(whole));
         for (precision, bound) in precisions(whole) {
             let with = |threads: usize| {
@@ -222,21 +227,32 @@ fn batch_and_threads_do_not_matter() {
                 assert!(grads.keys == grads_again.keys, "{precision:?}");
             }
             let alone = Case {
-                shape: Shape::whole(1, tokens),
+                shape: Shape {
+                    batch: 1,
+                    ..whole.shape
+                },
                 ..whole
             };
+            let r = read * whole.dim;
             let (n, p) = (tokens * whole.dim, whole.prefix * whole.dim);
             let one = Input {
                 x: input.x[3 * n..4 * n].to_vec(),
                 keys: input.keys[3 * p..4 * p].to_vec(),
                 values: input.values[3 * p..4 * p].to_vec(),
-                grad: input.grad[3 * n..4 * n].to_vec(),
+                grad: input.grad[3 * r..4 * r].to_vec(),
             };
             let owned = Owned::new(alone);
             let (bare_one, _, _) = run(&owned, &one, precision, BOTH);
-            let off = error(&bare_one, &wide(&bare[3 * n..4 * n]));
+            let off = error(&bare_one, &wide(&bare[3 * r..4 * r]));
             assert!(off < bound / 10.0, "{precision:?}: {off:e}");
         }
+    }
+}
+
+fn scaled(case: Case) -> Case {
+    Case {
+        scaled: true,
+        ..case
     }
 }
 
@@ -248,6 +264,10 @@ fn the_first_tokens_alone_are_the_same() {
         (case(5, 70, (48, 4, 100), 0), 40),
         (case(9, 197, (64, 1, 128), 3), 26),
         (case(1, 50, (36, 3, 72), 0), 2),
+        // So few that f32 computes no keys and values.
+        (case(3, 33, (48, 3, 96), 0), 1),
+        (case(9, 70, (128, 4, 200), 0), 2),
+        (scaled(case(1, 50, (36, 2, 72), 0)), 1),
     ] {
         let (owned, input) = (Owned::new(full), Input::new(full));
         let n = full.shape.tokens * full.dim;
