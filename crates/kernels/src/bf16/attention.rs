@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::Group;
 use super::lanes::{self, LANES, Pairs};
 use super::pack::{straight, tiles_of, transposed};
+use super::soon::Soon;
 use super::tile::{ROWS, Scratch, Tile};
 use super::unit::Unit;
 
@@ -167,7 +168,7 @@ pub fn forward(
                     *scale = softmax(s, keys, factor, p);
                 }
                 for (panel, v) in v.chunks_exact(wide / 32 * 2).take(tall / 32).enumerate() {
-                    unit.multiply(n, weights, wide, v, &mut c.0, 32);
+                    unit.multiply(n, weights, wide, v, &mut c.0, 32, &Soon::NOTHING);
                     let from = panel * 32;
                     let valid = (head - from).min(32);
                     for (r, scale) in scale[..n].iter().enumerate() {
@@ -203,7 +204,15 @@ fn strip(
     let panels = wide / 32;
     let tiles = b.len() / panels;
     for (panel, b) in b.chunks_exact(tiles).enumerate() {
-        unit.multiply(rows, a, stride, b, &mut out[panel * 32..], wide);
+        unit.multiply(
+            rows,
+            a,
+            stride,
+            b,
+            &mut out[panel * 32..],
+            wide,
+            &Soon::NOTHING,
+        );
     }
 }
 
@@ -335,7 +344,7 @@ pub fn backward(
                 }
                 if tokens {
                     for (panel, k) in k.chunks_exact(wide / 32 * 2).enumerate() {
-                        unit.multiply(rows, strip_grad, wide, k, &mut c.0, 32);
+                        unit.multiply(rows, strip_grad, wide, k, &mut c.0, 32, &Soon::NOTHING);
                         let at = heads_at(heads, 0, h) + panel * 32;
                         let valid = (head - panel * 32).min(32);
                         for r in 0..rows {
@@ -353,7 +362,15 @@ pub fn backward(
                 for row in (0..count).step_by(STRIP) {
                     let rows = (count - row).min(STRIP);
                     for (panel, b) in b.chunks_exact(tall / 32 * 2).enumerate() {
-                        unit.multiply(rows, &turned[row * tall..], tall, b, &mut c.0, 32);
+                        unit.multiply(
+                            rows,
+                            &turned[row * tall..],
+                            tall,
+                            b,
+                            &mut c.0,
+                            32,
+                            &Soon::NOTHING,
+                        );
                         let valid = (head - panel * 32).min(32);
                         for r in 0..rows {
                             let j = row + r;

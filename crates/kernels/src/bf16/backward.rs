@@ -3,7 +3,8 @@
 use super::forward::{add_to, four, moments, to_bf16};
 use super::lanes::{self, LANES};
 use super::pack::Packed;
-use super::product::{Place, SLACK, product};
+use super::product::{SLACK, product};
+use super::soon::Place;
 use super::unit::Unit;
 use crate::block::{Activation, rows_first};
 

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::lanes::{self, LANES, Lanes};
-use super::product::{Piece, Place, SLACK, product};
+use super::product::{Piece, SLACK, product};
+use super::soon::Place;
 use super::tile::Scratch;
 use super::unit::Unit;
 use crate::block::{Activation, first_rows};

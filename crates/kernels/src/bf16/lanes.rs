@@ -6,8 +6,6 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::Tile;
-
 /// Sixteen f32 values.
 pub type Lanes = __m512;
 
@@ -251,27 +249,18 @@ pub fn no_pairs() -> Pairs {
     _mm512_setzero_si512()
 }
 
-/// Asks for tiles to be brought to the second level cache.
-#[inline]
-pub fn ask(tiles: &[Tile]) {
-    for tile in tiles {
-        for line in tile.0.chunks_exact(32) {
-            // SAFETY: a prefetch reads nothing that the program sees, and may be of any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-        }
-    }
+/// Asks for the cache line of an address to be brought to the first level cache. Nothing need be there.
+#[inline(always)]
+pub fn ask_near(at: *const u8) {
+    // SAFETY: a prefetch reads nothing that the program sees, and may be of any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }
 
-/// Asks for bytes to be brought to the first level cache. They need not exist.
-#[inline]
-pub fn ask_near(start: *const u8, bytes: usize) {
-    // Rows need not start on a cache line.
-    let before = start.addr() % 64;
-    for at in (0..before + bytes).step_by(64) {
-        let line = start.wrapping_sub(before).wrapping_add(at);
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
-    }
+/// The same to the second level cache.
+#[inline(always)]
+pub fn ask(at: *const u8) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
 }
 
 /// `x` rounded to bf16, to nearest with ties to even.

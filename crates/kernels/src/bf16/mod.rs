@@ -13,6 +13,7 @@ mod lanes;
 mod linear;
 mod pack;
 mod product;
+mod soon;
 mod tile;
 pub mod trained;
 mod unit;

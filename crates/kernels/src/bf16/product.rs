@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::lanes;
 use super::pack::Packed;
+use super::soon::{Place, Soon};
 use super::tile::{ROWS, Scratch};
 use super::unit::Unit;
 
@@ -19,37 +19,6 @@ pub struct Piece {
     pub rows: usize,
     /// First column.
     pub column: usize,
-}
-
-/// Where in memory the pieces of a product are wanted: rows of the caller's that are read or written when a piece is done. They are far
-/// apart, so the processor does not foresee them.
-#[derive(Clone, Copy)]
-pub struct Place {
-    /// Of the first row and column.
-    start: *const u8,
-    /// Bytes from a row to the next.
-    stride: usize,
-    /// Bytes of a value.
-    size: usize,
-}
-
-impl Place {
-    /// Rows of `stride` values, in which column `from` of the product is column 0.
-    pub fn new<T>(values: &[T], stride: usize, from: usize) -> Self {
-        let size = size_of::<T>();
-        Self {
-            start: values.as_ptr().cast::<u8>().wrapping_sub(from * size),
-            stride: stride * size,
-            size,
-        }
-    }
-
-    fn ask(&self, piece: Piece) {
-        for row in piece.row..piece.row + piece.rows {
-            let at = row * self.stride + piece.column * self.size;
-            lanes::ask_near(self.start.wrapping_add(at), 2 * ROWS * self.size);
-        }
-    }
 }
 
 /// Multiplies `rows` rows of `a`, `stride` values apart, with the panels `panels` and the steps `steps` of `w`, and calls `done`
@@ -85,11 +54,10 @@ pub fn product(
                 rows: (rows - row).min(2 * ROWS),
                 column: panel * 2 * ROWS,
             };
-            lanes::ask(next.next().unwrap_or_default());
-            places.iter().for_each(|place| place.ask(piece));
+            let soon = Soon::new(next.next().unwrap_or_default(), places, piece);
             let a = &a[row * stride..];
             let c = &mut results[now].0;
-            unit.multiply(piece.rows, a, stride, b, c, 2 * ROWS);
+            unit.multiply(piece.rows, a, stride, b, c, 2 * ROWS, &soon);
             if let Some(last) = last.replace(piece) {
                 done(last, &results[1 - now]);
             }

@@ -4,7 +4,6 @@
 pub const ROWS: usize = 16;
 /// bf16 values in a row of a tile.
 pub const COLS: usize = 32;
-
 /// One tile of bf16 values; as the second operand of a product, row `r` holds the pairs `(2r, 2r+1)` of 16 columns.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use super::amx::Tiles;
+use super::soon::Soon;
 use super::tile::{ROWS, Tile};
 use super::vectors;
 
@@ -42,7 +43,9 @@ impl Unit {
 
     /// `C = A B` for `rows ≤ 32` rows of `A`, each `stride` values behind the last, and `2·steps` tiles `B`: for each step of 32
     /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart. Rows of `A` up to the next
-    /// multiple of 16 must exist, and such rows of `C` may be written.
+    /// multiple of 16 must exist, and such rows of `C` may be written. Vectors ask in the course of it for
+    /// what is wanted `soon`; tiles, whose own loads fill the same queue, do not.
+    #[allow(clippy::too_many_arguments)]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn multiply(
@@ -53,11 +56,12 @@ impl Unit {
         b: &[Tile],
         c: &mut [f32],
         row: usize,
+        soon: &Soon<'_>,
     ) {
         match self {
             Self::Tiles(tiles) if rows > ROWS => tiles.multiply(a, stride, b, c, row),
             Self::Tiles(tiles) => tiles.multiply_half(a, stride, b, c, row),
-            Self::Vectors => vectors::multiply(rows, a, stride, b, c, row),
+            Self::Vectors => vectors::multiply(rows, a, stride, b, c, row, soon),
         }
     }
 

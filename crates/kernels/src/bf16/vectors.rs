@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes;
+use super::soon::{Share, Soon};
 use super::tile::{COLS, ROWS, Tile};
 
 /// Rows of `A` at a time: with two vectors of sums each they fill the registers, and every vector of `B` is read once for all of them.
@@ -19,7 +20,15 @@ const CHAINS: usize = 16;
 /// `C = A B` for `rows ≤ 32` rows of `A`, each `stride` values behind the last; see [`super::unit::Unit::multiply`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub fn multiply(rows: usize, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
+pub fn multiply(
+    rows: usize,
+    a: &[u16],
+    stride: usize,
+    b: &[Tile],
+    c: &mut [f32],
+    row: usize,
+    soon: &Soon<'_>,
+) {
     let steps = b.len() / 2;
     assert!(rows > 0 && steps > 0 && a.len() >= (rows - 1) * stride + steps * 2 * ROWS);
     assert!(row >= 32 && c.len() >= (rows - 1) * row + 32);
@@ -29,20 +38,21 @@ pub fn multiply(rows: usize, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32]
         let (first, end) = (part * rows / parts, (part + 1) * rows / parts);
         let a = a[first * stride..].as_ptr();
         let c = c[first * row..].as_mut_ptr();
+        let soon = soon.part(part, parts, steps);
         // SAFETY: rows `first..end` of `a` and `c` exist, as asserted for the last of them.
         unsafe {
             match end - first {
-                1 => part_of::<1>(a, stride, b, c, row),
-                2 => part_of::<2>(a, stride, b, c, row),
-                3 => part_of::<3>(a, stride, b, c, row),
-                4 => part_of::<4>(a, stride, b, c, row),
-                5 => part_of::<5>(a, stride, b, c, row),
-                6 => part_of::<6>(a, stride, b, c, row),
-                7 => part_of::<7>(a, stride, b, c, row),
-                8 => part_of::<8>(a, stride, b, c, row),
-                9 => part_of::<9>(a, stride, b, c, row),
-                10 => part_of::<10>(a, stride, b, c, row),
-                _ => part_of::<MOST>(a, stride, b, c, row),
+                1 => part_of::<1>(a, stride, b, c, row, soon),
+                2 => part_of::<2>(a, stride, b, c, row, soon),
+                3 => part_of::<3>(a, stride, b, c, row, soon),
+                4 => part_of::<4>(a, stride, b, c, row, soon),
+                5 => part_of::<5>(a, stride, b, c, row, soon),
+                6 => part_of::<6>(a, stride, b, c, row, soon),
+                7 => part_of::<7>(a, stride, b, c, row, soon),
+                8 => part_of::<8>(a, stride, b, c, row, soon),
+                9 => part_of::<9>(a, stride, b, c, row, soon),
+                10 => part_of::<10>(a, stride, b, c, row, soon),
+                _ => part_of::<MOST>(a, stride, b, c, row, soon),
             }
         }
     }
@@ -60,18 +70,20 @@ unsafe fn part_of<const R: usize>(
     b: &[Tile],
     c: *mut f32,
     row: usize,
+    soon: Share<'_>,
 ) {
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     let (steps, _) = b.as_chunks::<2>();
     for (step, [low, high]) in steps.iter().enumerate() {
+        soon.ask(step);
         let (low, _) = low.0.as_chunks::<32>();
         let (high, _) = high.0.as_chunks::<32>();
         for (pair, (low, high)) in low.iter().zip(high).enumerate() {
             // SAFETY: the arrays have 512 bits, and step and pair are inside a row of `a`.
             unsafe {
                 let b = [load(low), load(high)];
-                lanes::ask_near(low.as_ptr().wrapping_add(AHEAD).cast(), 64);
-                lanes::ask_near(high.as_ptr().wrapping_add(AHEAD).cast(), 64);
+                lanes::ask_near(low.as_ptr().wrapping_add(AHEAD).cast());
+                lanes::ask_near(high.as_ptr().wrapping_add(AHEAD).cast());
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let a = a.add(r * stride + (step * ROWS + pair) * 2);
                     let a = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
@@ -146,7 +158,7 @@ mod tests {
                     let mut c = vec![-1f32; 2 * ROWS * width];
                     // SAFETY: `available` found what the function is compiled for.
                     unsafe {
-                        unit.multiply(rows, &a, stride, &b, &mut c, width);
+                        unit.multiply(rows, &a, stride, &b, &mut c, width, &Soon::NOTHING);
                     }
                     for row in 0..rows {
                         for column in 0..2 * ROWS {
