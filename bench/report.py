@@ -18,26 +18,43 @@ def flops(vit, case):
 
     Backward counts what a prompt's gradient needs: input gradients of the linear layers (none of their weights') and
     two products for each of attention's two, from the first prompted block on. With prefixes alone, nothing below
-    the keys and values of block 0 needs a gradient. Nothing computed twice is counted twice.
+    the keys and values of block 0 needs a gradient. Nothing computed twice is counted twice. The last block counts for
+    the tokens that are read, whatever a side computes.
     """
     d, patches = vit.embed_dim, vit.patch_embed.num_patches
     hidden = vit.blocks[0].mlp.fc1.out_features
     prompts = 25 if case.startswith("l2p") else 0
     n = 1 + patches + prompts
     prefixes = {"dualprompt": [5, 5, 20, 20, 20], "coda": [4] * 5}.get(case, [])
-    prefixes += [0] * (len(vit.blocks) - len(prefixes))
+    whole = len(vit.blocks) - (0 if case.startswith("cofima") else 1)
+    prefixes += [0] * (whole - len(prefixes))
     linear = 2 * n * (4 * d * d + 2 * d * hidden)
     attention = sum(4 * n * (n + p) * d for p in prefixes)
     patch = 2 * patches * vit.patch_embed.proj.weight[0].numel() * d
-    total = patch + len(vit.blocks) * linear + attention
-    if case == "forward":
-        return total
+    total = patch + whole * linear + attention
     if case.startswith("cofima"):
         # Weights have gradients too; the images have none.
-        return total + patch + 2 * (len(vit.blocks) * linear + attention)
+        return total + patch + 2 * (whole * linear + attention)
+    read = 1 + prompts
+    once, mixed = last_block(n, read, d, hidden, vit.blocks[0].attn.num_heads)
+    total += once + mixed
+    if case == "forward":
+        return total
     unneeded = 0 if prompts else 2 * n * 3 * d * d
-    total += len(vit.blocks) * linear - unneeded + 2 * attention
+    total += whole * linear - unneeded + 2 * attention + once + 2 * mixed
     return total + flops(vit, "forward") if case == "l2p-full" else total
+
+
+def last_block(n, read, d, hidden, heads):
+    """Operations of the last block's linear layers and of its attention, where `read` of `n` tokens are read.
+
+    Keys and values of all tokens, or none of them: a query goes through the key weights to the tokens instead, and
+    their weighted sum through the value weights, head by head.
+    """
+    layers = 2 * read * (2 * d * d + 2 * d * hidden)
+    with_keys = (layers + 4 * n * d * d, 4 * read * n * d)
+    without = (layers + 4 * read * d * d, 4 * read * heads * n * d)
+    return min(with_keys, without, key=sum)
 
 
 def table(head, rows):
