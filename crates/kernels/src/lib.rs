@@ -9,7 +9,8 @@
 //! Two ways of computing it, chosen at run time: [`plain`] in f32 on any processor (products of our own with AVX-512, else by the
 //! `gemm` crate), and `bf16` on
 //! processors with AMX or AVX-512 BF16 (Zen 4), where products are of bf16 values and everything else (sums, residual stream, layer norm,
-//! softmax) stays f32. Of a block whose first token or two alone are read, `plain` computes no keys and values at all. Weights are never differentiated. Slices in, slices out: this crate knows no tensors.
+//! softmax) stays f32. Of a block whose first token or two alone are read, `plain` computes no keys and values at
+//! all. Weights are never differentiated. Slices in, slices out: this crate knows no tensors.
 //!
 //! `unsafe` is confined to `bf16::amx`, `bf16::vectors`, `bf16::lanes`, `bf16::enter`, `plain::product`, `plain::wide` and `buffer`. The tests also
 //! run under the address sanitizer: `RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test -p candlewick-kernels --lib

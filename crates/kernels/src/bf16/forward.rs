@@ -145,15 +145,16 @@ pub fn rest(
         let hidden = space.hidden.get::<u16>((rows + SLACK) * wide);
         let a = (&*input, width, rows);
         let steps = 0..fc1.forward.steps;
-        let mut places = vec![Place::new(hidden, wide, first * 32)];
-        places.extend(before.as_deref().map(|b| Place::new(b, full, 0)));
+        let own = Place::new(hidden, wide, first * 32);
+        let other = before.as_deref().map(|before| Place::new(before, full, 0));
+        let places = &[own, other.unwrap_or(own)][..1 + usize::from(other.is_some())];
         product(
             unit,
             a,
             &fc1.forward,
             chunk.clone(),
             steps,
-            &places,
+            places,
             |piece, c| {
                 if let Some(before) = &mut before {
                     to_bf16(piece, c, &fc1.bias, before, full, 0, |v| v);
