@@ -376,6 +376,15 @@ impl Fused for AttentionOp {
     }
 }
 
+/// A prefix of length 0 is none, so that it takes the way of a block without one and changes no bit.
+fn some<'a>(length: usize, keys: &'a [f32], values: &'a [f32]) -> Option<kernels::Prefix<'a>> {
+    (length > 0).then_some(kernels::Prefix {
+        length,
+        keys,
+        values,
+    })
+}
+
 /// Candle asks for two implementations of what is one operation here.
 macro_rules! custom_ops {
     ($type:ty) => {
@@ -410,12 +419,8 @@ macro_rules! custom_ops {
                 v: &CpuStorage,
                 lv: &Layout,
             ) -> Result<(CpuStorage, Dims)> {
-                let prefix = kernels::Prefix {
-                    length: self.length(),
-                    keys: ops::slice(k, lk)?,
-                    values: ops::slice(v, lv)?,
-                };
-                let y = self.run(ops::slice(x, lx)?, Some(prefix))?;
+                let prefix = some(self.length(), ops::slice(k, lk)?, ops::slice(v, lv)?);
+                let y = self.run(ops::slice(x, lx)?, prefix)?;
                 Ok((CpuStorage::F32(y), Dims::from(self.output(lx.dims()))))
             }
 
@@ -429,12 +434,8 @@ macro_rules! custom_ops {
             ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
                 let grad = grad.contiguous()?;
                 let (keys, own) = (values(k), values(v));
-                let prefix = kernels::Prefix {
-                    length: self.length(),
-                    keys: keys.get()?,
-                    values: own.get()?,
-                };
-                let slopes = self.slopes(values(x).get()?, Some(prefix), values(&grad).get()?)?;
+                let prefix = some(self.length(), keys.get()?, own.get()?);
+                let slopes = self.slopes(values(x).get()?, prefix, values(&grad).get()?)?;
                 let wanted = self.wanted();
                 Ok((
                     as_tensor(wanted.tokens, slopes.tokens, x)?,
