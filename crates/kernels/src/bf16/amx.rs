@@ -67,55 +67,68 @@ impl Tiles {
     }
 
     /// `C = A B` for 32 rows of `A`, each `stride` values behind the last, and `2·steps` tiles `B`: for each step of 32
-    /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart.
+    /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart. Behind each step `between` is
+    /// called with it: the vectors are idle while the unit multiplies, and the processor runs both at once.
     #[inline]
-    pub fn multiply(&self, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn multiply(
+        &self,
+        a: &[u16],
+        stride: usize,
+        b: &[Tile],
+        c: &mut [f32],
+        row: usize,
+        mut between: impl FnMut(usize),
+    ) {
         let steps = b.len() / 2;
         assert!(steps > 0 && a.len() >= 31 * stride + steps * COLS);
         assert!(row >= 32 && c.len() >= 31 * row + 32);
-        // SAFETY: step s reads 64 bytes from `a + 32 s` in each of 32 rows, of which the last ends at
-        // 31·stride + 32·steps values, and the tiles 2s and 2s+1 of `b`; 32 rows of 128 bytes of `c` are written, of
-        // which the last ends at 31·row + 32. All are inside as asserted. A step's operands are loaded between the products of
-        // the step before it, if there is one more. A `Tiles` exists, so the unit is set up on this thread. No stack is used.
+        // SAFETY: a `Tiles` exists, so the unit is set up on this thread, and nothing else uses its registers while it is borrowed.
         unsafe {
             asm!(
-                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                "tileloadd tmm6, [{b} + {line}]",
-                "tileloadd tmm4, [{a0} + {stride}]",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
-                "tileloadd tmm5, [{a1} + {stride}]",
-                "dec {steps}", "jz 3f",
-                "2:",
-                "add {b}, 2048",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm4, [{a0} + {stride} + 64]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tileloadd tmm6, [{b} + {line}]",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm5, [{a1} + {stride} + 64]",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
-                "add {a0}, 64", "add {a1}, 64",
-                "dec {steps}", "jnz 2b",
-                "3:",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        let (steps, _) = b.as_chunks::<2>();
+        for (step, b) in steps.iter().enumerate() {
+            let a = a.as_ptr().wrapping_add(step * COLS);
+            // SAFETY: step s reads 64 bytes from `a + 32 s` in each of 32 rows, of which the last ends at
+            // 31·stride + 32·steps values, inside as asserted, and two tiles.
+            unsafe {
+                asm!(
+                    "tileloadd tmm6, [{b} + {line}]",
+                    "tileloadd tmm4, [{a0} + {stride}]",
+                    "tileloadd tmm7, [{b} + {line} + 1024]",
+                    "tileloadd tmm5, [{a1} + {stride}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    a0 = in(reg) a,
+                    a1 = in(reg) a.wrapping_add(16 * stride),
+                    b = in(reg) b.as_ptr(),
+                    stride = in(reg) 2 * stride,
+                    line = in(reg) 64usize,
+                    options(nostack, readonly, preserves_flags),
+                );
+            }
+            between(step);
+        }
+        // SAFETY: 32 rows of 128 bytes of `c` are written, of which the last ends at 31·row + 32, inside as asserted.
+        unsafe {
+            asm!(
                 "tilestored [{c0} + {row}], tmm0",
                 "tilestored [{c0} + {row} + 64], tmm1",
                 "tilestored [{c1} + {row}], tmm2",
                 "tilestored [{c1} + {row} + 64], tmm3",
-                a0 = inout(reg) a.as_ptr() => _,
-                a1 = inout(reg) a.as_ptr().wrapping_add(16 * stride) => _,
-                b = inout(reg) b.as_ptr() => _,
-                steps = inout(reg) steps => _,
-                stride = in(reg) 2 * stride,
-                line = in(reg) 64usize,
-                row = in(reg) 4 * row,
                 c0 = in(reg) c.as_mut_ptr(),
                 c1 = in(reg) c.as_mut_ptr().wrapping_add(16 * row),
-                options(nostack),
+                row = in(reg) 4 * row,
+                options(nostack, preserves_flags),
             );
         }
     }
@@ -148,32 +161,54 @@ impl Tiles {
 
     /// [`multiply`](Self::multiply) for 16 rows of `A` and of `C`.
     #[inline]
-    pub fn multiply_half(&self, a: &[u16], stride: usize, b: &[Tile], c: &mut [f32], row: usize) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub fn multiply_half(
+        &self,
+        a: &[u16],
+        stride: usize,
+        b: &[Tile],
+        c: &mut [f32],
+        row: usize,
+        mut between: impl FnMut(usize),
+    ) {
         let steps = b.len() / 2;
         assert!(steps > 0 && a.len() >= 15 * stride + steps * COLS);
         assert!(row >= 32 && c.len() >= 15 * row + 32);
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        let (steps, _) = b.as_chunks::<2>();
+        for (step, b) in steps.iter().enumerate() {
+            // SAFETY: as above with 16 rows.
+            unsafe {
+                asm!(
+                    "tileloadd tmm6, [{b} + {line}]",
+                    "tileloadd tmm4, [{a} + {stride}]",
+                    "tileloadd tmm7, [{b} + {line} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    a = in(reg) a.as_ptr().wrapping_add(step * COLS),
+                    b = in(reg) b.as_ptr(),
+                    stride = in(reg) 2 * stride,
+                    line = in(reg) 64usize,
+                    options(nostack, readonly, preserves_flags),
+                );
+            }
+            between(step);
+        }
         // SAFETY: as above with 16 rows.
         unsafe {
             asm!(
-                "tilezero tmm0", "tilezero tmm1",
-                "2:",
-                "tileloadd tmm6, [{b} + {line}]",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
-                "tileloadd tmm4, [{a} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {a}, 64", "add {b}, 2048",
-                "dec {steps}", "jnz 2b",
                 "tilestored [{c} + {row}], tmm0",
                 "tilestored [{c} + {row} + 64], tmm1",
-                a = inout(reg) a.as_ptr() => _,
-                b = inout(reg) b.as_ptr() => _,
-                steps = inout(reg) steps => _,
-                stride = in(reg) 2 * stride,
-                line = in(reg) 64usize,
-                row = in(reg) 4 * row,
                 c = in(reg) c.as_mut_ptr(),
-                options(nostack),
+                row = in(reg) 4 * row,
+                options(nostack, preserves_flags),
             );
         }
     }

@@ -168,7 +168,7 @@ pub fn forward(
                     *scale = softmax(s, keys, factor, p);
                 }
                 for (panel, v) in v.chunks_exact(wide / 32 * 2).take(tall / 32).enumerate() {
-                    unit.multiply(n, weights, wide, v, &mut c.0, 32, &Soon::NOTHING);
+                    unit.multiply(n, weights, wide, v, &mut c.0, 32, &Soon::NOTHING, |_| ());
                     let from = panel * 32;
                     let valid = (head - from).min(32);
                     for (r, scale) in scale[..n].iter().enumerate() {
@@ -179,7 +179,7 @@ pub fn forward(
                         for (half, to) in to.chunks_mut(LANES).enumerate() {
                             lanes::store_bf16(
                                 to,
-                                lanes::mul(lanes::load16(c.half(r, half)), scale),
+                                lanes::mul(lanes::load16(c.from(0).half(r, half)), scale),
                             );
                         }
                     }
@@ -212,6 +212,7 @@ fn strip(
             &mut out[panel * 32..],
             wide,
             &Soon::NOTHING,
+            |_| (),
         );
     }
 }
@@ -344,13 +345,22 @@ pub fn backward(
                 }
                 if tokens {
                     for (panel, k) in k.chunks_exact(wide / 32 * 2).enumerate() {
-                        unit.multiply(rows, strip_grad, wide, k, &mut c.0, 32, &Soon::NOTHING);
+                        unit.multiply(
+                            rows,
+                            strip_grad,
+                            wide,
+                            k,
+                            &mut c.0,
+                            32,
+                            &Soon::NOTHING,
+                            |_| (),
+                        );
                         let at = heads_at(heads, 0, h) + panel * 32;
                         let valid = (head - panel * 32).min(32);
                         for r in 0..rows {
                             let to = &mut grad[(first + row + r) * heads.stride + at..][..valid];
                             for (half, to) in to.chunks_mut(LANES).enumerate() {
-                                lanes::store_bf16(to, lanes::load16(c.half(r, half)));
+                                lanes::store_bf16(to, lanes::load16(c.from(0).half(r, half)));
                             }
                         }
                     }
@@ -370,6 +380,7 @@ pub fn backward(
                             &mut c.0,
                             32,
                             &Soon::NOTHING,
+                            |_| (),
                         );
                         let valid = (head - panel * 32).min(32);
                         for r in 0..rows {
@@ -378,13 +389,13 @@ pub fn backward(
                                 let at = heads_at(heads, part, h) + panel * 32;
                                 let to = &mut grad[(first + j) * heads.stride + at..][..valid];
                                 for (half, to) in to.chunks_mut(LANES).enumerate() {
-                                    lanes::store_bf16(to, lanes::load16(c.half(r, half)));
+                                    lanes::store_bf16(to, lanes::load16(c.from(0).half(r, half)));
                                 }
                             } else if let Some((keys, values)) = &mut prefix {
                                 let to = if part == 1 { keys } else { values };
                                 let at = (at * length + j) * head + panel * 32;
                                 for (half, to) in to[at..at + valid].chunks_mut(LANES).enumerate() {
-                                    lanes::store(to, lanes::load16(c.half(r, half)));
+                                    lanes::store(to, lanes::load16(c.from(0).half(r, half)));
                                 }
                             }
                         }

@@ -8,7 +8,7 @@ use super::soon::Place;
 use super::unit::Unit;
 use crate::block::{Activation, rows_first};
 
-use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, padded};
+use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, apart, attention};
 
 /// The transposed weights.
 pub struct Turned<'a> {
@@ -48,9 +48,9 @@ impl<'a> Turned<'a> {
         prefix: Option<attention::PrefixGrad<'_>>,
     ) {
         let block = self.block;
-        let (dim, width) = (block.dim, padded(block.dim));
+        let (dim, width) = (block.dim, apart(block.dim));
         let (all_rows, rows) = (group.rows(), group.images * group.read);
-        let full = padded(block.mlp);
+        let full = apart(block.mlp);
         let none: [f32; 0] = [];
         let input = space.input.get::<u16>((rows + SLACK) * width);
         let sum = space.grad.get::<f32>(all_rows * dim);
@@ -62,7 +62,7 @@ impl<'a> Turned<'a> {
         let panels = self.fc2.panels();
         for first in (0..panels).step_by(CHUNK) {
             let chunk = first..(first + CHUNK).min(panels);
-            let wide = chunk.len() * 32;
+            let wide = apart(chunk.len() * 32);
             let hidden = space.hidden.get::<u16>((rows + SLACK) * wide);
             let a = (&*input, width, rows);
             let steps = 0..self.fc2.steps;
@@ -138,7 +138,7 @@ impl<'a> Turned<'a> {
                 to_bf16(piece, c, &none, mixed, width, 0, |v| v);
             },
         );
-        let stride = padded(3 * dim);
+        let stride = apart(3 * dim);
         let heads = attention::Heads {
             heads: block.heads,
             dim,

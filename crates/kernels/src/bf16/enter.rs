@@ -11,7 +11,7 @@ use super::product::product;
 use super::soon::Place;
 use super::tile::{COLS, Tile};
 use super::unit::{Unit, available};
-use super::{Group, Kept, PackedBlock, Workspace, padded};
+use super::{Group, Kept, PackedBlock, Workspace, apart};
 
 // Every block below is safe for one reason: `available` found all features that the called function is compiled for, and a
 // `Unit` exists only then.
@@ -75,7 +75,7 @@ pub fn linear(
     y: &mut [f32],
     outputs: usize,
 ) {
-    let width = padded(inputs);
+    let width = apart(inputs);
     if let Some(unit) = Unit::new() {
         // SAFETY: see above.
         unsafe {

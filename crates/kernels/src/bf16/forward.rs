@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::lanes::{self, LANES, Lanes};
 use super::product::{Piece, SLACK, product};
 use super::soon::Place;
-use super::tile::Scratch;
+use super::tile::Rows;
 use super::unit::Unit;
 use crate::block::{Activation, first_rows};
 
-use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, attention, enter, padded};
+use super::{CHUNK, Group, Kept, OwnNorm, PackedBlock, Workspace, apart, attention, enter};
 
 /// All of a group; `x` is changed from the block's input to its output. Where not all tokens are read, the input is `whole` and `x` only
 /// receives the output.
@@ -22,7 +22,7 @@ pub fn group(
     mut kept: Option<&mut Kept>,
 ) {
     let rows = group.rows();
-    let size = (rows + SLACK) * padded(3 * block.dim);
+    let size = (rows + SLACK) * apart(3 * block.dim);
     let mut own = std::mem::take(&mut space.qkv);
     let buffer = match kept.as_deref_mut() {
         Some(kept) => &mut kept.qkv,
@@ -62,12 +62,12 @@ pub fn queries(
     space: &mut Workspace,
     qkv: &mut [u16],
 ) {
-    let (dim, width) = (block.dim, padded(block.dim));
+    let (dim, width) = (block.dim, apart(block.dim));
     let rows = x.len() / dim;
     let input = space.input.get::<u16>((rows + SLACK) * width);
     norm(&block.norm1, x, input, width, None);
     let layer = &block.qkv;
-    let stride = padded(3 * dim);
+    let stride = apart(3 * dim);
     let panels = 0..layer.forward.panels();
     let steps = 0..layer.forward.steps;
     product(
@@ -96,14 +96,14 @@ pub fn rest(
     space: &mut Workspace,
     mut kept: Option<&mut Kept>,
 ) {
-    let (dim, width) = (block.dim, padded(block.dim));
+    let (dim, width) = (block.dim, apart(block.dim));
     let rows = range.len();
     let input = space.input.get::<u16>((rows + SLACK) * width);
     let heads = attention::Heads {
         heads: block.heads,
         dim,
         qkv,
-        stride: padded(3 * dim),
+        stride: apart(3 * dim),
     };
     attention::forward(
         unit,
@@ -136,12 +136,12 @@ pub fn rest(
     });
     norm(&block.norm2, x, input, width, stats);
     let (fc1, fc2) = (&block.fc1, &block.fc2);
-    let full = padded(block.mlp);
+    let full = apart(block.mlp);
     let mut before = kept.map(|kept| kept.hidden.get::<u16>((rows + SLACK) * full));
     let panels = fc1.forward.panels();
     for first in (0..panels).step_by(CHUNK) {
         let chunk = first..(first + CHUNK).min(panels);
-        let wide = chunk.len() * 32;
+        let wide = apart(chunk.len() * 32);
         let hidden = space.hidden.get::<u16>((rows + SLACK) * wide);
         let a = (&*input, width, rows);
         let steps = 0..fc1.forward.steps;
@@ -194,7 +194,7 @@ pub fn rest(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn to_bf16(
     piece: Piece,
-    c: &Scratch,
+    c: Rows<'_>,
     bias: &[f32],
     out: &mut [u16],
     stride: usize,
@@ -218,7 +218,7 @@ pub fn to_bf16(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn add_to(
     piece: Piece,
-    c: &Scratch,
+    c: Rows<'_>,
     bias: Option<&[f32]>,
     scale: Option<&[f32]>,
     out: &mut [f32],

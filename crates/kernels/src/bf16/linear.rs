@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::pack::Packed;
 use super::product::SLACK;
-use super::{WORKSPACE, available, enter, padded};
+use super::{WORKSPACE, apart, available, enter};
 use crate::block::Linear;
 
 /// Rows that one thread multiplies at a time.
@@ -79,7 +79,7 @@ pub(super) fn rows(x: &[f32], inputs: usize, w: &Packed, bias: &[f32]) -> Vec<f3
         .zip(x.par_chunks(ROWS * inputs))
         .for_each(|(y, x)| {
             WORKSPACE.with_borrow_mut(|space| {
-                let size = (x.len() / inputs + SLACK) * padded(inputs);
+                let size = (x.len() / inputs + SLACK) * apart(inputs);
                 enter::linear(w, x, inputs, space.input.get(size), y, outputs);
             });
         });

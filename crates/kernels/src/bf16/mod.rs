@@ -152,6 +152,12 @@ fn padded(n: usize) -> usize {
     n.next_multiple_of(tile::COLS)
 }
 
+/// Values from one row to the next where rows of `n` values are a first operand: an odd number of cache lines, so that the rows of a
+/// tile fall on different sets of a cache.
+fn apart(n: usize) -> usize {
+    (n.div_ceil(tile::COLS) | 1) * tile::COLS
+}
+
 impl PackedBlock {
     /// Packs the weights; fails where memory or the sizes do not allow it.
     pub fn new(weights: &BlockWeights<'_>) -> std::io::Result<Self> {
@@ -267,7 +273,7 @@ impl PackedBlock {
         let threads = rayon::current_num_threads();
         let together = unit::Unit::new().map_or(1, |unit| unit.rows_together());
         let rows = tokens.div_ceil(threads).next_multiple_of(together);
-        let width = padded(3 * self.dim);
+        let width = apart(3 * self.dim);
         let mut kept = self.kept.take();
         let qkv = kept.item.qkv.get::<u16>((tokens + product::SLACK) * width);
         qkv[..tokens * width]

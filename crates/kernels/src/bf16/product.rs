@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::pack::Packed;
 use super::soon::{Place, Soon};
-use super::tile::{ROWS, Scratch};
+use super::tile::{ROWS, Rows, Scratch};
 use super::unit::Unit;
 
 /// Rows that must lie behind a first operand's last row: tiles are read whole.
@@ -21,8 +21,20 @@ pub struct Piece {
     pub column: usize,
 }
 
+impl Piece {
+    /// Those of its rows, counted from its first, that are in `rows`, if any.
+    fn part(self, rows: Range<usize>) -> Option<Self> {
+        let rows = rows.start..rows.end.min(self.rows);
+        (!rows.is_empty()).then_some(Self {
+            row: self.row + rows.start,
+            rows: rows.len(),
+            column: self.column,
+        })
+    }
+}
+
 /// Multiplies `rows` rows of `a`, `stride` values apart, with the panels `panels` and the steps `steps` of `w`, and calls `done`
-/// with every piece, which it wants at `places`.
+/// with every piece, or part of one, which it wants at `places`.
 #[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub fn product(
@@ -32,13 +44,12 @@ pub fn product(
     panels: Range<usize>,
     steps: Range<usize>,
     places: &[Place],
-    mut done: impl FnMut(Piece, &Scratch),
+    mut done: impl FnMut(Piece, Rows<'_>),
 ) {
-    // What is done to a piece overlaps with the product of the next: it is written after that in the program, and the
-    // processor reorders.
+    // What is done to a piece is done in parts while the next is multiplied.
     let mut results = [const { Scratch::new() }; 2];
+    let [mut now, mut before] = results.each_mut();
     let mut last: Option<Piece> = None;
-    let mut now = 0;
     let part = |panel: usize| &w.panel(panel)[2 * steps.start..2 * steps.end];
     // The weights of a panel are used again and again from the second level cache; bringing the next panel's there, some with
     // every piece, keeps the first piece from waiting for each of its lines.
@@ -55,16 +66,17 @@ pub fn product(
                 column: panel * 2 * ROWS,
             };
             let soon = Soon::new(next.next().unwrap_or_default(), places, piece);
-            let a = &a[row * stride..];
-            let c = &mut results[now].0;
-            unit.multiply(piece.rows, a, stride, b, c, 2 * ROWS, &soon);
-            if let Some(last) = last.replace(piece) {
-                done(last, &results[1 - now]);
-            }
-            now = 1 - now;
+            let (a, c) = (&a[row * stride..], &mut now.0);
+            unit.multiply(piece.rows, a, stride, b, c, 2 * ROWS, &soon, |rows| {
+                if let Some(last) = last.and_then(|last| last.part(rows.clone())) {
+                    done(last, before.from(rows.start));
+                }
+            });
+            last = Some(piece);
+            std::mem::swap(&mut now, &mut before);
         }
     }
     if let Some(last) = last {
-        done(last, &results[1 - now]);
+        done(last, before.from(0));
     }
 }

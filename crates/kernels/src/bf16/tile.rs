@@ -19,10 +19,22 @@ impl Scratch {
         Self([0.0; 1024])
     }
 
+    /// The rows from `first` on.
+    #[inline]
+    pub fn from(&self, first: usize) -> Rows<'_> {
+        let (halves, _) = self.0.as_chunks::<16>();
+        Rows(&halves[2 * first..])
+    }
+}
+
+/// Rows of a [`Scratch`].
+#[derive(Clone, Copy)]
+pub struct Rows<'a>(&'a [[f32; 16]]);
+
+impl Rows<'_> {
     /// Values `16·half ..` of row `row`.
     #[inline]
     pub fn half(&self, row: usize, half: usize) -> &[f32; 16] {
-        let (halves, _) = self.0.as_chunks::<16>();
-        &halves[2 * row + half]
+        &self.0[2 * row + half]
     }
 }

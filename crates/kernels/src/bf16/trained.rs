@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::linear::rows;
 use super::pack::{Packed, Pages};
 use super::product::SLACK;
-use super::{WORKSPACE, available, enter, padded};
+use super::{WORKSPACE, apart, available, enter};
 use crate::block::Linear;
 
 /// Rows of a weight's gradient that a thread sums at a time.
@@ -66,7 +66,7 @@ pub fn weight_grad(x: &[f32], grad: &[f32], inputs: usize) -> std::io::Result<Ve
     checked(inputs, x.len())?;
     let m = x.len() / inputs;
     checked(m, grad.len())?;
-    let (outputs, width) = (grad.len() / m, padded(m));
+    let (outputs, width) = (grad.len() / m, apart(m));
     let sum = |packed: &Packed| {
         let mut out = vec![0f32; outputs * inputs];
         out.par_chunks_mut(PIECE * inputs)

@@ -1,5 +1,6 @@
 //! What multiplies bf16 values: the tile unit of AMX where there is one, else the vectors of AVX-512.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::amx::Tiles;
@@ -43,8 +44,9 @@ impl Unit {
 
     /// `C = A B` for `rows ≤ 32` rows of `A`, each `stride` values behind the last, and `2·steps` tiles `B`: for each step of 32
     /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart. Rows of `A` up to the next
-    /// multiple of 16 must exist, and such rows of `C` may be written. Vectors ask in the course of it for
-    /// what is wanted `soon`; tiles, whose own loads fill the same queue, do not.
+    /// multiple of 16 must exist, and such rows of `C` may be written. In the course of it this asks for what is wanted `soon` and calls
+    /// `between` with parts of the rows 0..32, each once: tiles with a few rows behind every step, for what is done to these rows
+    /// takes vectors, which are idle then; vectors with all of them at the end.
     #[allow(clippy::too_many_arguments)]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -57,11 +59,24 @@ impl Unit {
         c: &mut [f32],
         row: usize,
         soon: &Soon<'_>,
+        mut between: impl FnMut(Range<usize>),
     ) {
+        let steps = b.len() / 2;
+        let share = soon.part(0, 1, steps);
+        let part = |step: usize| step * 2 * ROWS / steps..(step + 1) * 2 * ROWS / steps;
         match self {
-            Self::Tiles(tiles) if rows > ROWS => tiles.multiply(a, stride, b, c, row),
-            Self::Tiles(tiles) => tiles.multiply_half(a, stride, b, c, row),
-            Self::Vectors => vectors::multiply(rows, a, stride, b, c, row, soon),
+            Self::Tiles(tiles) if rows > ROWS => tiles.multiply(a, stride, b, c, row, |step| {
+                share.ask(step);
+                between(part(step));
+            }),
+            Self::Tiles(tiles) => tiles.multiply_half(a, stride, b, c, row, |step| {
+                share.ask(step);
+                between(part(step));
+            }),
+            Self::Vectors => {
+                vectors::multiply(rows, a, stride, b, c, row, soon);
+                between(0..2 * ROWS);
+            }
         }
     }
 

@@ -158,7 +158,7 @@ mod tests {
                     let mut c = vec![-1f32; 2 * ROWS * width];
                     // SAFETY: `available` found what the function is compiled for.
                     unsafe {
-                        unit.multiply(rows, &a, stride, &b, &mut c, width, &Soon::NOTHING);
+                        unit.multiply(rows, &a, stride, &b, &mut c, width, &Soon::NOTHING, |_| ());
                     }
                     for row in 0..rows {
                         for column in 0..2 * ROWS {
