@@ -156,10 +156,21 @@ mod tests {
             for unit in units.iter().flatten() {
                 for rows in 1..=2 * ROWS {
                     let mut c = vec![-1f32; 2 * ROWS * width];
+                    let mut parts = vec![];
                     // SAFETY: `available` found what the function is compiled for.
                     unsafe {
-                        unit.multiply(rows, &a, stride, &b, &mut c, width, &Soon::NOTHING, |_| ());
+                        unit.multiply(
+                            rows,
+                            &a,
+                            stride,
+                            &b,
+                            &mut c,
+                            width,
+                            &Soon::NOTHING,
+                            |part| parts.extend(part),
+                        );
                     }
+                    assert!(parts.into_iter().eq(0..2 * ROWS));
                     for row in 0..rows {
                         for column in 0..2 * ROWS {
                             let term = |i: usize| value(a[row * stride + i]) * weight(i, column);
