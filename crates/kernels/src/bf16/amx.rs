@@ -66,13 +66,16 @@ impl Tiles {
         Some(Self(PhantomData))
     }
 
-    /// `C = A B` for 32 rows of `A`, each `stride` values behind the last, and `2·steps` tiles `B`: for each step of 32
-    /// values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart. Behind each step `between` is
-    /// called with it: the vectors are idle while the unit multiplies, and the processor runs both at once.
+    /// `C = A B` for 32 rows of `A`, or with `half` for 16, each `stride` values behind the last, and `2·steps` tiles `B`: for each step
+    /// of 32 values, the tile of the columns 0..16 and that of 16..32. The rows of `C` are `row` values apart. Behind each step
+    /// `between` is called with it: the vectors are idle while the unit multiplies, and the processor runs both at once. It must not use
+    /// the unit itself.
+    #[allow(clippy::too_many_arguments)]
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub fn multiply(
         &self,
+        half: bool,
         a: &[u16],
         stride: usize,
         b: &[Tile],
@@ -80,10 +83,12 @@ impl Tiles {
         row: usize,
         mut between: impl FnMut(usize),
     ) {
-        let steps = b.len() / 2;
-        assert!(steps > 0 && a.len() >= 31 * stride + steps * COLS);
-        assert!(row >= 32 && c.len() >= 31 * row + 32);
-        // SAFETY: a `Tiles` exists, so the unit is set up on this thread, and nothing else uses its registers while it is borrowed.
+        let (steps, _) = b.as_chunks::<2>();
+        let last = if half { ROWS - 1 } else { 2 * ROWS - 1 };
+        assert!(!steps.is_empty() && a.len() >= last * stride + steps.len() * COLS);
+        assert!(row >= 32 && c.len() >= last * row + 32);
+        // SAFETY: a `Tiles` exists, so the unit is set up on this thread. Nothing between here and the end uses its registers: the
+        // compiler does not know of them, and `between` is asked not to.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -93,43 +98,63 @@ impl Tiles {
                 options(nomem, nostack, preserves_flags)
             );
         }
-        let (steps, _) = b.as_chunks::<2>();
         for (step, b) in steps.iter().enumerate() {
             let a = a.as_ptr().wrapping_add(step * COLS);
-            // SAFETY: step s reads 64 bytes from `a + 32 s` in each of 32 rows, of which the last ends at
-            // 31·stride + 32·steps values, inside as asserted, and two tiles.
+            // SAFETY: step s reads 64 bytes from `a + 32 s` in each row, of which the last ends at last·stride + 32·steps values,
+            // inside as asserted, and two tiles.
             unsafe {
-                asm!(
-                    "tileloadd tmm6, [{b} + {line}]",
-                    "tileloadd tmm4, [{a0} + {stride}]",
-                    "tileloadd tmm7, [{b} + {line} + 1024]",
-                    "tileloadd tmm5, [{a1} + {stride}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    a0 = in(reg) a,
-                    a1 = in(reg) a.wrapping_add(16 * stride),
-                    b = in(reg) b.as_ptr(),
-                    stride = in(reg) 2 * stride,
-                    line = in(reg) 64usize,
-                    options(nostack, readonly, preserves_flags),
-                );
+                if half {
+                    asm!(
+                        "tileloadd tmm6, [{b} + {line}]",
+                        "tileloadd tmm4, [{a} + {stride}]",
+                        "tileloadd tmm7, [{b} + {line} + 1024]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        a = in(reg) a,
+                        b = in(reg) b.as_ptr(),
+                        stride = in(reg) 2 * stride,
+                        line = in(reg) 64usize,
+                        options(nostack, readonly, preserves_flags),
+                    );
+                } else {
+                    asm!(
+                        "tileloadd tmm6, [{b} + {line}]",
+                        "tileloadd tmm4, [{a0} + {stride}]",
+                        "tileloadd tmm7, [{b} + {line} + 1024]",
+                        "tileloadd tmm5, [{a1} + {stride}]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7",
+                        a0 = in(reg) a,
+                        a1 = in(reg) a.wrapping_add(ROWS * stride),
+                        b = in(reg) b.as_ptr(),
+                        stride = in(reg) 2 * stride,
+                        line = in(reg) 64usize,
+                        options(nostack, readonly, preserves_flags),
+                    );
+                }
             }
             between(step);
         }
-        // SAFETY: 32 rows of 128 bytes of `c` are written, of which the last ends at 31·row + 32, inside as asserted.
+        // SAFETY: 128 bytes are written in each row of `c`, of which the last ends at last·row + 32, inside as asserted.
         unsafe {
             asm!(
-                "tilestored [{c0} + {row}], tmm0",
-                "tilestored [{c0} + {row} + 64], tmm1",
-                "tilestored [{c1} + {row}], tmm2",
-                "tilestored [{c1} + {row} + 64], tmm3",
-                c0 = in(reg) c.as_mut_ptr(),
-                c1 = in(reg) c.as_mut_ptr().wrapping_add(16 * row),
+                "tilestored [{c} + {row}], tmm0",
+                "tilestored [{c} + {row} + 64], tmm1",
+                c = in(reg) c.as_mut_ptr(),
                 row = in(reg) 4 * row,
                 options(nostack, preserves_flags),
             );
+            if !half {
+                asm!(
+                    "tilestored [{c} + {row}], tmm2",
+                    "tilestored [{c} + {row} + 64], tmm3",
+                    c = in(reg) c.as_mut_ptr().wrapping_add(ROWS * row),
+                    row = in(reg) 4 * row,
+                    options(nostack, preserves_flags),
+                );
+            }
         }
     }
 
@@ -157,60 +182,6 @@ impl Tiles {
         }
         // 16 by 16 results of 32 products and sums, four times a round.
         (rounds.max(1) * 4 * 2 * 16 * 16 * 32) as u64
-    }
-
-    /// [`multiply`](Self::multiply) for 16 rows of `A` and of `C`.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub fn multiply_half(
-        &self,
-        a: &[u16],
-        stride: usize,
-        b: &[Tile],
-        c: &mut [f32],
-        row: usize,
-        mut between: impl FnMut(usize),
-    ) {
-        let steps = b.len() / 2;
-        assert!(steps > 0 && a.len() >= 15 * stride + steps * COLS);
-        assert!(row >= 32 && c.len() >= 15 * row + 32);
-        // SAFETY: as above.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                options(nomem, nostack, preserves_flags)
-            );
-        }
-        let (steps, _) = b.as_chunks::<2>();
-        for (step, b) in steps.iter().enumerate() {
-            // SAFETY: as above with 16 rows.
-            unsafe {
-                asm!(
-                    "tileloadd tmm6, [{b} + {line}]",
-                    "tileloadd tmm4, [{a} + {stride}]",
-                    "tileloadd tmm7, [{b} + {line} + 1024]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    a = in(reg) a.as_ptr().wrapping_add(step * COLS),
-                    b = in(reg) b.as_ptr(),
-                    stride = in(reg) 2 * stride,
-                    line = in(reg) 64usize,
-                    options(nostack, readonly, preserves_flags),
-                );
-            }
-            between(step);
-        }
-        // SAFETY: as above with 16 rows.
-        unsafe {
-            asm!(
-                "tilestored [{c} + {row}], tmm0",
-                "tilestored [{c} + {row} + 64], tmm1",
-                c = in(reg) c.as_mut_ptr(),
-                row = in(reg) 4 * row,
-                options(nostack, preserves_flags),
-            );
-        }
     }
 }
 

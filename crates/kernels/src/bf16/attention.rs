@@ -179,7 +179,7 @@ pub fn forward(
                         for (half, to) in to.chunks_mut(LANES).enumerate() {
                             lanes::store_bf16(
                                 to,
-                                lanes::mul(lanes::load16(c.from(0).half(r, half)), scale),
+                                lanes::mul(lanes::load16(c.half(r, half)), scale),
                             );
                         }
                     }
@@ -360,7 +360,7 @@ pub fn backward(
                         for r in 0..rows {
                             let to = &mut grad[(first + row + r) * heads.stride + at..][..valid];
                             for (half, to) in to.chunks_mut(LANES).enumerate() {
-                                lanes::store_bf16(to, lanes::load16(c.from(0).half(r, half)));
+                                lanes::store_bf16(to, lanes::load16(c.half(r, half)));
                             }
                         }
                     }
@@ -389,13 +389,13 @@ pub fn backward(
                                 let at = heads_at(heads, part, h) + panel * 32;
                                 let to = &mut grad[(first + j) * heads.stride + at..][..valid];
                                 for (half, to) in to.chunks_mut(LANES).enumerate() {
-                                    lanes::store_bf16(to, lanes::load16(c.from(0).half(r, half)));
+                                    lanes::store_bf16(to, lanes::load16(c.half(r, half)));
                                 }
                             } else if let Some((keys, values)) = &mut prefix {
                                 let to = if part == 1 { keys } else { values };
                                 let at = (at * length + j) * head + panel * 32;
                                 for (half, to) in to[at..at + valid].chunks_mut(LANES).enumerate() {
-                                    lanes::store(to, lanes::load16(c.from(0).half(r, half)));
+                                    lanes::store(to, lanes::load16(c.half(r, half)));
                                 }
                             }
                         }

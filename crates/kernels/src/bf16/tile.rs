@@ -19,6 +19,12 @@ impl Scratch {
         Self([0.0; 1024])
     }
 
+    /// Values `16·half ..` of row `row`.
+    #[inline]
+    pub fn half(&self, row: usize, half: usize) -> &[f32; 16] {
+        self.from(row).half(0, half)
+    }
+
     /// The rows from `first` on.
     #[inline]
     pub fn from(&self, first: usize) -> Rows<'_> {
@@ -31,10 +37,10 @@ impl Scratch {
 #[derive(Clone, Copy)]
 pub struct Rows<'a>(&'a [[f32; 16]]);
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
     /// Values `16·half ..` of row `row`.
     #[inline]
-    pub fn half(&self, row: usize, half: usize) -> &[f32; 16] {
+    pub fn half(self, row: usize, half: usize) -> &'a [f32; 16] {
         &self.0[2 * row + half]
     }
 }

@@ -61,18 +61,15 @@ impl Unit {
         soon: &Soon<'_>,
         mut between: impl FnMut(Range<usize>),
     ) {
-        let steps = b.len() / 2;
-        let share = soon.part(0, 1, steps);
-        let part = |step: usize| step * 2 * ROWS / steps..(step + 1) * 2 * ROWS / steps;
         match self {
-            Self::Tiles(tiles) if rows > ROWS => tiles.multiply(a, stride, b, c, row, |step| {
-                share.ask(step);
-                between(part(step));
-            }),
-            Self::Tiles(tiles) => tiles.multiply_half(a, stride, b, c, row, |step| {
-                share.ask(step);
-                between(part(step));
-            }),
+            Self::Tiles(tiles) => {
+                let steps = b.len() / 2;
+                let share = soon.part(0, 1, steps);
+                tiles.multiply(rows <= ROWS, a, stride, b, c, row, |step| {
+                    share.ask(step);
+                    between(step * 2 * ROWS / steps..(step + 1) * 2 * ROWS / steps);
+                });
+            }
             Self::Vectors => {
                 vectors::multiply(rows, a, stride, b, c, row, soon);
                 between(0..2 * ROWS);
